@@ -1,0 +1,296 @@
+"""What a job asks for: `Plan`, its parts and presets, its canonical form and digest, and the `Submission` beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+Preset = Literal["tiny", "small", "medium"]
+Window = Literal["full", "lung", "mediastinum", "bone"]
+
+
+def _as_tuple(value: object) -> object:
+    """JSON knows no tuples; strict mode would refuse its lists."""
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
+
+
+def _int_as_float(value: object) -> object:
+    """JSON writes 1.0 as 1 in many tools; the canonical form writes it as 1.0 again."""
+    return float(value) if type(value) is int else value
+
+
+Float = Annotated[float, BeforeValidator(_int_as_float)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class UNet(_Part):
+    """Arguments of MONAI's DiffusionModelUNet (2-D). See monai.networks.nets.DiffusionModelUNet."""
+
+    channels: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = Field(
+        min_length=2, max_length=6, description="features at each level; multiples of norm_num_groups"
+    )
+    attention_levels: Annotated[tuple[bool, ...], BeforeValidator(_as_tuple)] = Field(
+        description="self-attention at each level (the middle block always has it)"
+    )
+    num_res_blocks: int = Field(default=1, ge=1, le=4, description="residual blocks a level")
+    norm_num_groups: int = Field(default=8, ge=1, le=64, description="groups of each GroupNorm")
+    num_head_channels: int = Field(default=32, ge=4, le=256, description="channels of an attention head")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.attention_levels) != len(self.channels):
+            raise ValueError(
+                f"attention_levels must have one entry a level: got {len(self.attention_levels)}, "
+                f"wanted {len(self.channels)} as in channels {self.channels}"
+            )
+        if any(not 8 <= c <= 1024 for c in self.channels):
+            raise ValueError(f"channels must lie in 8..1024, got {self.channels}")
+        if odd := [c for c in self.channels if c % self.norm_num_groups]:
+            raise ValueError(
+                f"channels must be multiples of norm_num_groups={self.norm_num_groups}, got {odd}: "
+                "choose other channels or fewer groups"
+            )
+        with_heads = [c for c, a in zip(self.channels, self.attention_levels, strict=True) if a]
+        if odd := [c for c in (*with_heads, self.channels[-1]) if c % self.num_head_channels]:
+            raise ValueError(
+                f"channels with attention, and the last level's, must be multiples of "
+                f"num_head_channels={self.num_head_channels}, got {odd}: choose a smaller head"
+            )
+        return self
+
+
+PRESETS: dict[Preset, UNet] = {
+    "tiny": UNet(channels=(16, 32, 32), attention_levels=(False, False, False), norm_num_groups=8),
+    "small": UNet(channels=(32, 64, 64), attention_levels=(False, False, True), norm_num_groups=8),
+    "medium": UNet(
+        channels=(64, 128, 256), attention_levels=(False, False, True), norm_num_groups=32, num_head_channels=64
+    ),
+}
+"""0.27, 1.11 and 10.9 million parameters."""
+
+
+class ModelPlan(_Part):
+    """The network: a preset, or MONAI's arguments in full; what it draws."""
+
+    preset: Preset | None = Field(default="small", description="tiny, small or medium; null with `unet` of your own")
+    unet: UNet | None = Field(default=None, description="the arguments in full; filled in from the preset")
+    fold: Literal[1, 2, 4] = Field(
+        default=2, description="space-to-depth: the net sees fold x fold pixels as channels of a smaller picture"
+    )
+    size: int = Field(default=64, ge=16, le=512, description="side of a slice in pixels; must match the stores")
+    classes: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+        default=(), description="label names, in order; empty: the model is unconditional"
+    )
+    class_dropout: Float = Field(
+        default=0.1, ge=0.0, lt=1.0, description="share of labels hidden in training, for classifier-free guidance"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("unet") is None and data.get("preset", "small") in PRESETS:
+            data = {**data, "unet": PRESETS[data.get("preset", "small")]}
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.unet is None:
+            raise ValueError("model needs a preset (tiny, small, medium) or unet: got neither")
+        if self.preset is not None and self.unet != PRESETS[self.preset]:
+            raise ValueError(
+                f"model.unet is not that of preset {self.preset!r}: set preset to null to use arguments of your own"
+            )
+        step = self.fold * 2 ** (len(self.unet.channels) - 1)
+        if self.size % step:
+            raise ValueError(
+                f"size must be a multiple of fold * 2^(levels-1) = {step}, got {self.size}: use fewer levels or fold"
+            )
+        if len(set(self.classes)) != len(self.classes) or any(not c for c in self.classes):
+            raise ValueError(f"classes must be different and not empty, got {list(self.classes)}")
+        return self
+
+    @property
+    def arguments(self) -> UNet:
+        """The network's arguments (always present once built)."""
+        assert self.unet is not None
+        return self.unet
+
+
+class DiffusionPlan(_Part):
+    """The process: noise schedule, what the network predicts, how the loss weighs the steps."""
+
+    schedule: Literal["cosine", "linear_beta", "scaled_linear_beta", "sigmoid_beta"] = Field(
+        default="cosine", description="MONAI's noise schedule of that name"
+    )
+    num_train_timesteps: int = Field(default=1000, ge=10, le=4000, description="steps of the schedule")
+    prediction: Literal["sample", "v_prediction", "epsilon"] = Field(
+        default="sample", description="what the network's output means: the clean image, v, or the noise"
+    )
+    loss_weighting: Literal["v", "uniform", "epsilon", "min_snr"] = Field(
+        default="v",
+        description="weight of a step's squared error, expressed in the error of the network's own target: `uniform` "
+        "is 1; `v`, `epsilon` make it that of v or of the noise; min_snr: Hang et al. 2023 with gamma 5",
+    )
+    weight_floor: Float = Field(
+        default=0.05, gt=0.0, le=1.0, description="denominators of loss weights are at least this"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.schedule == "cosine" and self.prediction == "epsilon":
+            raise ValueError(
+                "prediction 'epsilon' divides by the signal's share, which 'cosine' ends at 0.00005: "
+                "use prediction 'sample' or 'v_prediction', or another schedule"
+            )
+        return self
+
+
+class TrainingPlan(_Part):
+    """Local training at a site: one round's work and its optimiser."""
+
+    local_epochs: int | None = Field(
+        default=None, ge=1, le=1000, description="passes over the site's slices a round; or local_steps"
+    )
+    local_steps: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="gradient steps a round; or local_epochs"
+    )
+    batch_size: int = Field(default=32, ge=1, le=4096, description="slices a gradient step")
+    optimiser: Literal["adamw", "adam"] = Field(default="adamw")
+    optimiser_state: Literal["keep", "fresh"] = Field(
+        default="keep", description="moments kept at the site from round to round, or made anew each round (the paper)"
+    )
+    learning_rate: Float = Field(default=2e-3, gt=0.0, le=0.1)
+    beta1: Float = Field(default=0.9, ge=0.0, lt=1.0)
+    beta2: Float = Field(default=0.99, ge=0.0, lt=1.0)
+    weight_decay: Float = Field(default=0.0, ge=0.0, le=1.0)
+    warmup_steps: int = Field(
+        default=50, ge=0, le=100_000, description="steps of linear warm-up, counted over the optimiser's life"
+    )
+    decay: Literal["constant", "cosine"] = Field(
+        default="constant", description="of the learning rate over all rounds; cosine ends at a tenth"
+    )
+    gradient_clip_norm: Float = Field(default=1.0, gt=0.0, le=1e6, description="L2 norm that a step's gradient keeps")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="auto: bf16 autocast where the processor gains by it (weights stay float32)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_epoch_by_default(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("local_epochs") is None and data.get("local_steps") is None:
+            data = {**data, "local_epochs": 1}
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.local_epochs is not None and self.local_steps is not None:
+            raise ValueError(
+                f"local_epochs={self.local_epochs} and local_steps={self.local_steps} contradict: set one to null"
+            )
+        return self
+
+
+class EmaPlan(_Part):
+    """Exponential moving average of the global model over rounds, at the server; it is what samples are drawn from."""
+
+    half_life_rounds: Float = Field(
+        default=2.0, ge=0.0, le=10_000.0, description="rounds in which an old model's share halves; 0: no average"
+    )
+
+
+class Plan(_Part):
+    """All that decides a run, and nothing else. Frozen, strict; unknown fields and infinities are refused.
+
+    Source of the identity: SHA-256 of the canonical JSON (`digest`). A new defaulted field changes every digest, so
+    `plan_version` rises with it.
+    """
+
+    plan_version: Literal[1] = Field(default=1, description="version of this form")
+    name: str = Field(default="ct-fedavg", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    model: ModelPlan = Field(default_factory=ModelPlan)
+    window: Window = Field(
+        default="full",
+        description="HU range that the model can say: full -1000..1000; lung, mediastinum, bone are narrower",
+    )
+    diffusion: DiffusionPlan = Field(default_factory=DiffusionPlan)
+    training: TrainingPlan = Field(default_factory=TrainingPlan)
+    ema: EmaPlan = Field(default_factory=EmaPlan)
+    rounds: int = Field(default=10, ge=1, le=100_000)
+    clients_per_round: int | None = Field(default=None, ge=1, le=10_000, description="sites drawn a round; null: all")
+    min_responses: int = Field(default=1, ge=1, le=10_000, description="good answers that a round needs")
+    round_timeout_s: Float = Field(default=3600.0, ge=1.0, le=604_800.0, description="how long a round waits")
+    tries_per_round: int = Field(
+        default=3, ge=1, le=100, description="a round with too few answers is repeated so often"
+    )
+    weighting: Literal["examples", "patients", "uniform"] = Field(
+        default="examples", description="weight of a site's update: its slices, its patients, or 1"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="reaches everything but privacy")
+    init_sha256: str | None = Field(
+        default=None, description="SHA-256 of the model file that training starts from (`--init`); null: from scratch"
+    )
+
+    @field_validator("init_sha256")
+    @classmethod
+    def _is_sha256(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[0-9a-f]{64}", value):
+            raise ValueError(f"init_sha256 must be 64 lower-case hexadecimal digits, got {len(value)} characters")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.clients_per_round is not None and self.min_responses > self.clients_per_round:
+            raise ValueError(
+                f"min_responses={self.min_responses} can never come from clients_per_round={self.clients_per_round} "
+                "sites: lower min_responses or ask more sites"
+            )
+        return self
+
+    def canonical_json(self) -> str:
+        """One form for one plan: sorted keys, no spaces, every field present."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical form: the identity of what is run."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+
+class Submission(_Part):
+    """One sending of a plan, outside the digest. `run_id` is carried over by resume; the nonce never is."""
+
+    run_id: str = Field(pattern=r"^[0-9a-f]{32}$", description="identity of the run; NVFlare's job id is another")
+    nonce: str = Field(pattern=r"^[0-9a-f]{32}$", description="new for each submission; a site takes one once")
+    expires: str = Field(description="UTC time, ISO 8601, after which no site takes this submission")
+    start_round: int = Field(default=0, ge=0, description="first round of this submission (0-based)")
+
+    @field_validator("expires")
+    @classmethod
+    def _is_utc_time(cls, value: str) -> str:
+        if datetime.fromisoformat(value).utcoffset() != timedelta(0):
+            raise ValueError(f"expires must be a UTC time such as 2030-01-31T12:00:00+00:00, got {value!r}")
+        return value
+
+    @classmethod
+    def new(cls, run_id: str | None = None, start_round: int = 0, valid_days: int = 30) -> Submission:
+        """A fresh submission; the same `run_id` to go on with a run."""
+        expires = datetime.now(UTC).replace(microsecond=0) + timedelta(days=valid_days)
+        return cls(
+            run_id=run_id or secrets.token_hex(16),
+            nonce=secrets.token_hex(16),
+            expires=expires.isoformat(),
+            start_round=start_round,
+        )
+
+    def is_expired(self, now: datetime | None = None) -> bool:
+        """Whether `now` (default: the clock) lies past `expires`."""
+        return (now or datetime.now(UTC)) > datetime.fromisoformat(self.expires)
