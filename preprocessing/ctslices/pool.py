@@ -1,0 +1,162 @@
+"""Worker processes that may die: each does one task at a time, and a death costs that task alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Generic, Literal, TypeVar
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[Task, Result]):
+    """What became of one task: `done` with its result, `failed` (the function raised), `crashed` (its process died),
+    `timeout` (its process was ended).
+
+    `error` of a failed task names the exception's type and the line that raised it. It never holds the exception's
+    text: libraries quote header values there.
+    """
+
+    task: Task
+    state: Literal["done", "failed", "crashed", "timeout"]
+    result: Result | None = None
+    error: str = ""
+
+
+def _where(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"
+
+
+def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
+    """The worker's main: until the parent goes away, which closes the pipe."""
+    while True:
+        try:
+            task = connection.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            answer = (True, function(task))
+        except KeyboardInterrupt:
+            return
+        except Exception as error:  # noqa: BLE001 - the process edge: one task's failure must not end the others
+            answer = (False, _where(error))
+        try:
+            connection.send(answer)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+
+class _Worker:
+    """One process and the parent's end of its pipe."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, function), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.task: Any = None
+        self.since = 0.0
+
+    def give(self, task: Any) -> bool:
+        """Hand over a task; False when the process is already gone."""
+        self.task, self.since = task, time.monotonic()
+        try:
+            self.connection.send(task)
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
+    def end(self) -> None:
+        """End the process now."""
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+
+
+class WorkerPool(Generic[Task, Result]):
+    """`workers` processes (started by spawn) that call `function`, which must be picklable, as must tasks and results.
+
+    Use as a context manager: leaving it ends the processes. `timeout_s` bounds one task.
+    """
+
+    def __init__(self, function: Callable[[Task], Result], workers: int, timeout_s: float = 900.0) -> None:
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1: got {workers}")
+        self._function = function
+        self._count = workers
+        self._timeout_s = timeout_s
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> WorkerPool[Task, Result]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.end()
+        self._workers = []
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome[Task, Result]]:
+        """Outcomes in the order in which they come; tasks are drawn only as workers become free."""
+        waiting = deque(tasks)
+        busy: list[_Worker] = []
+        while waiting or busy:
+            while waiting and len(busy) < self._count:
+                worker = self._idle(busy)
+                task = waiting.popleft()
+                if worker.give(task):
+                    busy.append(worker)
+                else:
+                    self._drop(worker)
+                    waiting.appendleft(task)
+            for worker in self._ready(busy):
+                busy.remove(worker)
+                yield self._collect(worker)
+
+    def _idle(self, busy: list[_Worker]) -> _Worker:
+        for worker in self._workers:
+            if worker not in busy:
+                return worker
+        self._workers.append(_Worker(self._function))
+        return self._workers[-1]
+
+    def _drop(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.end()
+
+    def _ready(self, busy: list[_Worker]) -> list[_Worker]:
+        """Workers that have answered, died, or run out of time; waits for the first."""
+        now = time.monotonic()
+        patience = max(0.0, min(w.since + self._timeout_s - now for w in busy))
+        ready = set(wait([w.connection for w in busy], timeout=patience))
+        now = time.monotonic()
+        return [w for w in busy if w.connection in ready or now >= w.since + self._timeout_s]
+
+    def _collect(self, worker: _Worker) -> Outcome[Task, Result]:
+        if not worker.connection.poll():
+            self._drop(worker)
+            return Outcome(worker.task, "timeout")
+        try:
+            good, answer = worker.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._drop(worker)
+            return Outcome(worker.task, "crashed")
+        if not good:
+            return Outcome(worker.task, "failed", error=answer)
+        return Outcome(worker.task, "done", answer)
+
+
+def default_workers() -> int:
+    """The processors this process may run on."""
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
