@@ -1,0 +1,1 @@
+"""What a job may name, and nothing else: a hospital's allow-list is the one line `fedscan.federation.job.`."""

@@ -1,0 +1,170 @@
+"""The one controller that a job names at the server."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.workflows.fedavg import FedAvg
+from nvflare.app_opt.pt.decomposers import TensorDecomposer
+from nvflare.fuel.utils import fobs
+
+from fedscan.federation import messages, records
+from fedscan.federation.checkpoints import Checkpoint
+from fedscan.federation.job.persistor import CheckpointPersistor
+from fedscan.federation.run_start import write_model
+from fedscan.federation.server_job import ServerJob
+from fedscan.federation.server_round import RunStoppedError, ServerRound, now
+from fedscan.training.sampling import sample_sites
+
+
+class DiffusionFedAvg(FedAvg):
+    """FedAvg for diffusion models: seeded client sampling, a deadline and a smallest number of good answers a round,
+    checks of every update, sums in the order of site names, EMA of the global model, a checkpoint each round.
+
+    Takes no arguments: the plan is in the server's app folder, places are in the server's local/server.json.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(persistor_id="persistor", ignore_result_error=True, memory_gc_rounds=1, task_check_period=0.1)
+        fobs.register(TensorDecomposer)
+        self._job: ServerJob | None = None
+        self._state: Checkpoint | None = None
+        self._round: ServerRound | None = None
+        self._record: records.RoundRecord | None = None
+
+    @property
+    def job(self) -> ServerJob:
+        """The submitted job; known from the start of the controller on."""
+        if self._job is None:
+            raise RunStoppedError("the controller was not started")
+        return self._job
+
+    @property
+    def state(self) -> Checkpoint:
+        """The newest global state."""
+        if self._state is None:
+            raise RunStoppedError("no model has been loaded")
+        return self._state
+
+    def start_controller(self, fl_ctx: FLContext) -> None:
+        """Reads plan and submission; the rounds that are left become NVFlare's own settings."""
+        super().start_controller(fl_ctx)
+        self._job = ServerJob.from_context(fl_ctx)
+        self.start_round = self.job.submission.start_round
+        self.num_rounds = max(0, self.job.plan.rounds - self.start_round)
+        self.num_clients = self.job.plan.clients_per_round
+
+    def run(self) -> None:
+        """All rounds, then RUN/model.safetensors. A run that must stop early keeps its last good model there too."""
+        try:
+            super().run()
+        except RunStoppedError as error:
+            self._note("stopped", str(error))
+            if self._state is not None and self._state.rounds_done:
+                write_model(self.job, self._state)
+            raise
+        if self.state.rounds_done >= self.job.plan.rounds:
+            write_model(self.job, self.state)
+            self._note("finished")
+
+    def load_model(self) -> FLModel:
+        """The state that the submission starts from."""
+        model = super().load_model()
+        self._state = model.meta.pop(CheckpointPersistor.META_STATE)
+        if self.state.rounds_done == 0:
+            self.persist(self.state)
+        self._note("started")
+        return model
+
+    def sample_clients(self, num_clients: int | None = None) -> list[str]:
+        """The sites of this round, drawn from the job's by the plan's seed and the round."""
+        sites = [client.name for client in self.engine.get_clients()]
+        return sample_sites(sites, num_clients, self.job.plan.seed, self.state.rounds_done)
+
+    def send_model(self, task_name: str, targets: list[str], data: FLModel, callback: Any) -> None:
+        """Asks all, waits for all or for the deadline, and asks again while too few good answers came."""
+        plan = self.job.plan
+        for attempt in range(1, plan.tries_per_round + 1):
+            self._round = ServerRound(plan, self.job.submission.run_id, self.state, targets, attempt)
+            data.meta = {messages.META_KEY: self._round.task.model_dump(mode="json")}
+            super().send_model(
+                task_name=messages.TASK_TRAIN,
+                data=data,
+                targets=targets,
+                timeout=max(1, round(plan.round_timeout_s)),
+                callback=callback,
+            )
+            self._wait()
+            if self._round.is_enough:
+                return
+            reason = f"{self._round.accepted} good answers, the plan needs {plan.min_responses}"
+            records.append(self.job.rounds_file, self._round.record("repeat", reason=reason))
+        raise RunStoppedError(f"round {self.state.rounds_done} failed {plan.tries_per_round} times: {reason}")
+
+    def _wait(self) -> None:
+        while self.get_num_standing_tasks():
+            if self.abort_signal.triggered:
+                raise RunStoppedError("aborted")
+            time.sleep(self._task_check_period)
+        if self.abort_signal.triggered:
+            raise RunStoppedError("aborted")
+
+    def _accept_train_result(
+        self, client_name: str, result: Shareable, fl_ctx: FLContext, is_unknown_task: bool = False
+    ) -> bool:
+        code = result.get_return_code()
+        if code and code != ReturnCode.OK and self._round is not None and not is_unknown_task:
+            self._round.refuse(client_name, f"site answered {code}")
+        accepted: bool = super()._accept_train_result(client_name, result, fl_ctx, is_unknown_task)
+        return accepted and not is_unknown_task
+
+    def _aggregate_one_result(self, result: FLModel) -> bool:
+        if self._round is None:
+            return False
+        meta = result.meta or {}
+        site = str(meta.get("client_name"))
+        if result.params_type != ParamsType.DIFF:
+            self._round.refuse(site, "answer is not an update (WEIGHT_DIFF)")
+            return False
+        reason = self._round.receive(site, meta.get(messages.META_KEY), result.params)
+        if reason is not None:
+            self.warning(f"answer of {site} refused: {reason}")
+        return reason is None
+
+    def _get_aggregated_result(self) -> FLModel:
+        if self._round is None:
+            raise RunStoppedError("no round was run")
+        self._state, self._record = self._round.finish()
+        return FLModel(params_type=ParamsType.FULL, params=self._state.weights, meta={})
+
+    def update_model(self, model: FLModel, aggr_result: FLModel) -> FLModel:
+        """The aggregate is the new global model already; NVFlare's own update would accept an empty one."""
+        return super().update_model(model, aggr_result)
+
+    def save_model(self, model: FLModel) -> None:
+        """The checkpoint first, then the round's line: a line in rounds.jsonl means that its model is safe."""
+        self.persist(self.state)
+        if self._record is not None:
+            records.append(self.job.rounds_file, self._record)
+
+    def persist(self, state: Checkpoint) -> None:
+        """Hands a state to the persistor as NVFlare's learnable."""
+        super().save_model(FLModel(params=state.weights, meta={CheckpointPersistor.META_STATE: state}))
+
+    def _note(self, event: records.Event, reason: str | None = None) -> None:
+        records.append(
+            self.job.rounds_file,
+            records.RoundRecord(
+                event=event,
+                time=now(),
+                run_id=self.job.submission.run_id,
+                plan_digest=self.job.plan.digest,
+                round=self._state.rounds_done if self._state else self.job.submission.start_round,
+                reason=reason,
+            ),
+        )

@@ -1,0 +1,213 @@
+"""`fedscan job check`: all that is wrong with a job, before anything runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fedscan.federation import job_folder
+from fedscan.federation.findings import Finding, JobError
+from fedscan.federation.job_folder import APP_SERVER, APP_SITES, CLIENT_PATH, META, SERVER_PATH
+from fedscan.plan import Plan, Submission
+
+CLASS_PREFIX = "fedscan.federation.job."
+_VARIABLE = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
+
+
+def check(job: Path, stores: Mapping[str, Path] | None = None, init: Path | None = None) -> list[Finding]:
+    """Every finding about the job folder, its plan, and (where given) the sites' stores and the init model."""
+    stores = stores or {}
+    found = list(_files(job))
+    configs: dict[Path, dict[str, Any]] = {}
+    for relative in (Path(META), CLIENT_PATH, SERVER_PATH):
+        try:
+            configs[relative] = _load(job / relative)
+        except JobError as error:
+            found += error.findings
+    for relative in (CLIENT_PATH, SERVER_PATH):
+        if relative in configs:
+            found += _config(configs[relative], str(relative))
+    plan = _plan(configs, found)
+    if plan is not None:
+        found += _meta(configs.get(Path(META), {}), plan)
+        found += _counts(configs.get(Path(META), {}), plan, stores)
+        found += _init(job, plan, init)
+        found += _stores(plan, stores)
+    return found
+
+
+def _load(path: Path) -> dict[str, Any]:
+    where = path.name
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise JobError([Finding("error", where, f"cannot be read: {error.strerror}")]) from None
+    except ValueError as error:
+        raise JobError([Finding("error", where, f"is not JSON: {error}")]) from None
+    if not isinstance(data, dict):
+        raise JobError([Finding("error", where, f"must hold a JSON object, got {type(data).__name__}")])
+    return data
+
+
+def _files(job: Path) -> Iterator[Finding]:
+    if not job.is_dir():
+        yield Finding("error", str(job), "is no folder: make one with `fedscan job new`")
+        return
+    allowed = {Path(META), CLIENT_PATH, SERVER_PATH}
+    for path in sorted(job.rglob("*")):
+        relative = path.relative_to(job)
+        if path.is_symlink():
+            yield Finding("error", str(relative), "is a link: a job is three JSON files and nothing else")
+        elif path.is_file() and relative not in allowed and not path.name.startswith(".__nvfl"):
+            yield Finding("error", str(relative), "does not belong in a job: a job ships no code and no tensors")
+        elif path.is_dir() and path.name == "custom":
+            yield Finding("error", str(relative), "a `custom` folder makes a job ship code, which every site refuses")
+
+
+def _config(config: Mapping[str, Any], where: str) -> Iterator[Finding]:
+    for path in _class_paths({k: v for k, v in config.items() if k not in {"plan", "submission"}}):
+        if not path.startswith(CLASS_PREFIX):
+            yield Finding("error", where, f"names class {path!r}: sites allow {CLASS_PREFIX}* and nothing else")
+    for key in ("plan", "submission"):
+        if variable := _VARIABLE.search(json.dumps(config.get(key))):
+            yield Finding("error", where, f"{key} holds the variable {variable.group()}: write the value itself")
+    try:
+        submission = Submission.model_validate(config.get("submission"))
+    except ValidationError as error:
+        if config.get("submission") is None:
+            yield Finding("error", where, "has no submission: a template is made into a job by `fedscan job new`")
+        else:
+            yield from job_folder.validation_findings(error, where, "submission")
+    else:
+        if submission.is_expired():
+            yield Finding("error", where, f"the submission expired at {submission.expires}: make the job anew")
+
+
+def _class_paths(node: object) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in {"path", "name", "class_path"} and isinstance(value, str):
+                yield value
+            else:
+                yield from _class_paths(value)
+    elif isinstance(node, list):
+        for item in node:
+            yield from _class_paths(item)
+
+
+def _plan(configs: Mapping[Path, Mapping[str, Any]], found: list[Finding]) -> Plan | None:
+    plans: dict[Path, Plan] = {}
+    for relative in (CLIENT_PATH, SERVER_PATH):
+        if relative not in configs:
+            continue
+        try:
+            plans[relative] = job_folder.parse_plan(configs[relative].get("plan"), str(relative))
+        except JobError as error:
+            found += error.findings
+    if len(plans) == 2 and plans[CLIENT_PATH].digest != plans[SERVER_PATH].digest:
+        found.append(Finding("error", "plan", "server and sites have different plans: make the job anew"))
+    if len(plans) == 2 and configs[CLIENT_PATH].get("submission") != configs[SERVER_PATH].get("submission"):
+        found.append(Finding("error", "submission", "server and sites have different submissions: make the job anew"))
+    return plans.get(CLIENT_PATH)
+
+
+def _meta(meta: Mapping[str, Any], plan: Plan) -> Iterator[Finding]:
+    if meta.get("min_clients") != plan.min_responses:
+        got = meta.get("min_clients")
+        yield Finding("error", META, f"min_clients must be the plan's min_responses={plan.min_responses}, got {got}")
+    deploy = meta.get("deploy_map")
+    if not isinstance(deploy, dict) or set(deploy) != {APP_SERVER, APP_SITES} or deploy.get(APP_SERVER) != ["server"]:
+        yield Finding("error", META, f"deploy_map must send {APP_SERVER} to the server and {APP_SITES} to the sites")
+    elif "@ALL" in deploy[APP_SITES]:
+        yield Finding("error", META, "deploy_map must name the sites: @ALL would not keep two apps apart")
+
+
+def _counts(meta: Mapping[str, Any], plan: Plan, stores: Mapping[str, Path]) -> Iterator[Finding]:
+    deploy = meta.get("deploy_map")
+    named = set(deploy.get(APP_SITES, [])) if isinstance(deploy, dict) else set()
+    yield from job_folder.site_name_findings(sorted(stores))
+    if named and stores and named != set(stores):
+        for site in sorted(named - set(stores)):
+            yield Finding("error", f"--site {site}", "the job names this site: give its store")
+        for site in sorted(set(stores) - named):
+            yield Finding("error", f"--site {site}", f"the job is for {', '.join(sorted(named))} only")
+    count = len(named | set(stores))
+    if not count:
+        yield Finding("note", "sites", "no site is named yet: `job run --site NAME=STORE` names them")
+        return
+    for field in ("min_responses", "clients_per_round"):
+        value = getattr(plan, field)
+        if value is not None and value > count:
+            yield Finding("error", f"plan.{field}", f"is {value}, but there are {count} sites: lower it or add sites")
+
+
+def _init(job: Path, plan: Plan, init: Path | None) -> Iterator[Finding]:
+    source = init or job_folder.remembered_init(job)
+    if plan.init_sha256 is None:
+        if init is not None:
+            yield Finding("error", "--init", "the plan starts from scratch: give --init to `fedscan job new`")
+        return
+    if source is None:
+        yield Finding(
+            "error", "plan.init_sha256", f"the plan starts from model {plan.init_sha256[:12]}: give its file with --init"
+        )
+        return
+    try:
+        got = job_folder.file_sha256(source)
+    except JobError as error:
+        yield from error.findings
+        return
+    if got != plan.init_sha256:
+        yield Finding("error", str(source), f"is model {got[:12]}, the plan starts from {plan.init_sha256[:12]}")
+        return
+    yield from _init_fits(source, plan)
+
+
+def _init_fits(source: Path, plan: Plan) -> Iterator[Finding]:
+    from fedscan.training import model_file
+    from fedscan.training.weights import check_update, initial_weights
+
+    try:
+        model = model_file.load_model(source)
+    except (OSError, ValueError) as error:
+        yield Finding("error", str(source), f"is no model of ours: {error}")
+        return
+    for reason in check_update(model.weights, initial_weights(plan)):
+        yield Finding("error", str(source), f"does not fit the plan's network: {reason}")
+    if model.plan.window != plan.window:
+        yield Finding("warning", str(source), f"was trained in window {model.plan.window!r}, the plan's is {plan.window!r}")
+
+
+def _stores(plan: Plan, stores: Mapping[str, Path]) -> Iterator[Finding]:
+    from ctslices.store import SliceStore, StoreError
+
+    units: dict[str, str] = {}
+    for site, path in sorted(stores.items()):
+        where = f"--site {site}"
+        try:
+            store = SliceStore.open(path)
+        except StoreError as error:
+            yield Finding("error", where, str(error))
+            continue
+        units[site] = store.unit
+        if store.size != plan.model.size:
+            yield Finding("error", where, f"store has {store.size}-pixel slices, plan.model.size is {plan.model.size}")
+        yield from _content(plan, store, where)
+    if images := sorted(site for site, unit in units.items() if unit == "image"):
+        text = f"{', '.join(images)}: the unit is the image, not the patient; patients are unknown there"
+        yield Finding("warning", "unit", text)
+
+
+def _content(plan: Plan, store: Any, where: str) -> Iterator[Finding]:
+    if not len(store.indices("train")):
+        yield Finding("error", where, "store has no slice in its train split")
+    if plan.model.classes and (unknown := sorted(set(store.labels) - set(plan.model.classes))):
+        classes = list(plan.model.classes)
+        yield Finding("error", where, f"store has labels {unknown} that plan.model.classes {classes} does not know")
+    if not plan.model.classes and store.labels:
+        yield Finding("note", where, f"store has labels {list(store.labels)}; the plan is unconditional and ignores them")

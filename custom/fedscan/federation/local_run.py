@@ -1,0 +1,266 @@
+"""`fedscan job run` and `job resume`: a provisioned federation on loopback inside RUN, from first round to last."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict
+
+from fedscan.federation import checkpoints, job_check, job_folder, kits, processes, records
+from fedscan.federation.findings import JobError
+from fedscan.federation.places import ServerPlaces, SitePlaces
+from fedscan.federation.records import RoundRecord
+from fedscan.plan import Plan, Submission
+
+RUN_FILE = "run.json"
+
+
+class RunError(RuntimeError):
+    """The run did not finish; the text says why and what to do."""
+
+
+class RunFile(BaseModel):
+    """RUN/run.json: what this run is made of. Site paths are this machine's own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str
+    plan_digest: str
+    stores: dict[str, Path]
+    threads: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One thing that happened; `record` for lines of rounds.jsonl."""
+
+    text: str
+    record: RoundRecord | None = None
+
+
+Listener = Callable[[Progress], None]
+
+
+def run(
+    job: Path,
+    stores: Mapping[str, Path],
+    out: Path,
+    init: Path | None = None,
+    threads: int = 1,
+    listen: Listener = lambda _: None,
+) -> Path:
+    """Runs a job on this machine with a server and a process for each site. Returns RUN/model.safetensors.
+
+    Raises RunError; JobError when the job or a store is not fit to run.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise RunError(f"{out} exists and is not empty: choose another --out, or go on with `fedscan job resume {out}`")
+    findings = job_check.check(job, stores, init)
+    if errors := [f for f in findings if f.level == "error"]:
+        raise JobError(errors)
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(out):
+        plan = job_folder.read_plan(job)
+        submission = Submission.new()
+        job_folder.copy_for_run(job, out / "job", sites=sorted(stores), submission=submission)
+        _shelve(out, plan, init or job_folder.remembered_init(job))
+        run_file = RunFile(
+            run_id=submission.run_id,
+            plan_digest=plan.digest,
+            stores={site: path.resolve() for site, path in sorted(stores.items())},
+            threads=threads,
+        )
+        _write_whole(out / RUN_FILE, run_file.model_dump_json(indent=2) + "\n")
+        return _attempt(out, run_file, plan, listen)
+
+
+def resume(out: Path, listen: Listener = lambda _: None) -> Path:
+    """Goes on with a run from its newest checkpoint, in the same RUN folder. Returns RUN/model.safetensors."""
+    try:
+        run_file = RunFile.model_validate_json((out / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{out} holds no run that can go on ({RUN_FILE}: {type(error).__name__}): start it with `fedscan job run`"
+        ) from None
+    with _locked(out):
+        if left := processes.stop_all(out):
+            listen(Progress(f"ended {left} processes that an earlier command left"))
+        plan = job_folder.read_plan(out / "job")
+        if plan.digest != run_file.plan_digest:
+            raise RunError(f"the plan in {out / 'job'} is not the one this run began with: a changed plan is a new run")
+        state = checkpoints.newest(out / "checkpoints", plan, run_file.run_id)
+        done = state.rounds_done if state else 0
+        model = out / "model.safetensors"
+        if done >= plan.rounds and model.exists():
+            listen(Progress(f"all {plan.rounds} rounds are done already"))
+            return model
+        listen(Progress(f"{done} of {plan.rounds} rounds are done: going on"))
+        submission = Submission.new(run_id=run_file.run_id, start_round=done)
+        job_folder.renew(out / "job", submission)
+        return _attempt(out, run_file, plan, listen)
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    try:
+        with FileLock(out / ".lock", timeout=0, mode=0o600):
+            yield
+    except Timeout:
+        raise RunError(f"another fedscan command is working on {out}: wait for it, or stop it") from None
+
+
+def _shelve(out: Path, plan: Plan, init: Path | None) -> None:
+    shelf = out / "shelf"
+    shelf.mkdir(mode=0o700, exist_ok=True)
+    if plan.init_sha256 is not None and init is not None:
+        partial = shelf / ".partial"
+        shutil.copyfile(init, partial)
+        os.replace(partial, shelf / f"{plan.init_sha256}.safetensors")
+
+
+def _attempt(out: Path, run_file: RunFile, plan: Plan, listen: Listener) -> Path:
+    folder = _next_attempt(out)
+    listen(Progress(f"provisioning a federation of 1 server and {len(run_file.stores)} sites"))
+    absolute = out.resolve()
+    sites = {}
+    for site, store in run_file.stores.items():
+        state = absolute / "sites" / site
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sites[site] = SitePlaces(store=store, state=state, threads=run_file.threads)
+    server = ServerPlaces(run_folder=str(absolute), shelf=absolute / "shelf")
+    federation = kits.provision(folder.resolve(), sites, server)
+    try:
+        _start_and_watch(out, federation, plan, listen)
+    finally:
+        processes.stop_all(out)
+    return out / "model.safetensors"
+
+
+def _next_attempt(out: Path) -> Path:
+    numbers = [int(p.name.removeprefix("attempt-")) for p in (out / "federation").glob("attempt-*")]
+    return out / "federation" / f"attempt-{max(numbers, default=0) + 1:02d}"
+
+
+def _start_and_watch(out: Path, federation: kits.Federation, plan: Plan, listen: Listener) -> None:
+    already = sum(1 for _ in records.read(out / "rounds.jsonl"))
+    listen(Progress("starting the server and the sites"))
+    parents = {name: processes.start(federation, name) for name in (kits.SERVER, *federation.sites)}
+    with _session(federation, parents) as session:
+        job_id = _submit(session, out / "job", federation, parents)
+        listen(Progress("job submitted and signed; the sites load their models"))
+        _watch(session, job_id, out, already, plan, listen, parents)
+
+
+@contextlib.contextmanager
+def _session(federation: kits.Federation, parents: Mapping[str, subprocess.Popen[bytes]]) -> Iterator[object]:
+    from nvflare.fuel.flare_api.api_spec import InternalError, NoConnection
+    from nvflare.fuel.flare_api.flare_api import new_secure_session
+
+    deadline = time.monotonic() + 120
+    while True:
+        _all_alive(parents, federation)
+        try:
+            session = new_secure_session(
+                username=kits.LEAD, startup_kit_location=str(federation.kit(kits.LEAD)), timeout=10
+            )
+            break
+        except (NoConnection, InternalError, ConnectionError, TimeoutError) as error:
+            if time.monotonic() > deadline:
+                raise RunError(f"the server took no connection in 120 s: see {federation.kit(kits.SERVER)}") from error
+            time.sleep(0.5)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def _all_alive(parents: Mapping[str, subprocess.Popen[bytes]], federation: kits.Federation) -> None:
+    for name, parent in parents.items():
+        if parent.poll() is not None:
+            log = federation.kit(name) / "console.log"
+            raise RunError(f"the process of {name} ended with status {parent.returncode}: its words are in {log}")
+
+
+def _submit(session: object, job: Path, federation: kits.Federation, parents: Mapping[str, subprocess.Popen[bytes]]) -> str:
+    deadline = time.monotonic() + 120
+    wanted = set(federation.sites)
+    while True:
+        _all_alive(parents, federation)
+        present = {client.name for client in session.get_system_info().client_info}  # type: ignore[attr-defined]
+        if wanted <= present:
+            break
+        if time.monotonic() > deadline:
+            raise RunError(f"these sites did not register in 120 s: {', '.join(sorted(wanted - present))}")
+        time.sleep(0.2)
+    return str(session.submit_job(str(job.resolve())))  # type: ignore[attr-defined]
+
+
+def _watch(
+    session: object,
+    job_id: str,
+    out: Path,
+    already: int,
+    plan: Plan,
+    listen: Listener,
+    parents: Mapping[str, subprocess.Popen[bytes]],
+) -> None:
+    seen = already
+    next_status = 0.0
+    while True:
+        new = list(records.read(out / "rounds.jsonl"))[seen:]
+        seen += len(new)
+        for record in new:
+            listen(Progress(_describe(record, plan), record))
+        if any(record.event == "finished" for record in new):
+            return
+        if stopped := [record for record in new if record.event == "stopped"]:
+            raise RunError(_advice(out, f"the run stopped: {stopped[-1].reason}"))
+        if dead := [name for name, parent in parents.items() if parent.poll() is not None]:
+            raise RunError(_advice(out, f"the process of {', '.join(dead)} ended"))
+        if time.monotonic() >= next_status:
+            next_status = time.monotonic() + 2.0
+            status = _status(session, job_id)
+            if status.startswith("FINISHED") and not list(records.read(out / "rounds.jsonl"))[seen:]:
+                raise RunError(_advice(out, f"NVFlare ended the job as {status}"))
+        time.sleep(0.2)
+
+
+def _status(session: object, job_id: str) -> str:
+    from nvflare.fuel.flare_api.api_spec import InternalError, NoConnection, SessionClosed
+
+    try:
+        return str(session.get_job_meta(job_id).get("status", ""))  # type: ignore[attr-defined]
+    except (InternalError, NoConnection, SessionClosed, ConnectionError, TimeoutError):
+        return "unknown"
+
+
+def _advice(out: Path, what: str) -> str:
+    return f"{what}. Nothing that was checkpointed is lost: go on with `fedscan job resume {out}`; logs: {out}/federation"
+
+
+def _describe(record: RoundRecord, plan: Plan) -> str:
+    if record.event == "round" and record.round is not None:
+        answered = sum(entry.answered for entry in record.sites.values())
+        loss = f"{record.loss:.4f}" if record.loss is not None else "-"
+        return f"round {record.round + 1}/{plan.rounds}: {answered} of {len(record.asked)} sites, loss {loss}"
+    if record.event == "repeat":
+        return f"round asked again: {record.reason}"
+    return {"started": "the server has the model", "finished": "all rounds done"}.get(record.event, str(record.reason))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+

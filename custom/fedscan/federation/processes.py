@@ -1,0 +1,85 @@
+"""The processes of a local federation: started to die with their parent, found again after a kill, stopped for sure."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from fedscan.federation.kits import SERVER, Federation
+
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def environment() -> dict[str, str]:
+    """For server and site processes: this Python first on PATH, secure logging, a private umask is set at start."""
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "NVFLARE_SECURE_LOGGING": "true",
+        "MALLOC_ARENA_MAX": "4",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def start(federation: Federation, name: str) -> subprocess.Popen[bytes]:
+    """Starts one participant's parent process from its kit, as the kit's sub_start.sh --once does."""
+    kit = federation.kit(name)
+    kind = "server" if name == SERVER else "client"
+    who = [] if name == SERVER else [f"uid={name}"]
+    org = "coordinator" if name == SERVER else "hospital"
+    settings = ["secure_train=true", *who, f"org={org}", "config_folder=config"]
+    command = [sys.executable, "-u", "-m", f"nvflare.private.fed.app.{kind}.{kind}_train"]
+    command += ["-m", str(kit), "-s", f"fed_{kind}.json", "--set", *settings]
+    (kit / "transfer").mkdir(exist_ok=True)
+    with (kit / "console.log").open("ab") as console:
+        return subprocess.Popen(
+            command,
+            cwd=kit,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            umask=0o077,
+            preexec_fn=_die_with_parent,
+        )
+
+
+def belonging_to(folder: Path) -> list[psutil.Process]:
+    """All other processes whose command line names a path below `folder`."""
+    found = []
+    prefix = str(folder.resolve()) + os.sep
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.pid != os.getpid() and any(prefix in part for part in process.cmdline()):
+                found.append(process)
+    return found
+
+
+def stop_all(folder: Path, grace_s: float = 5.0) -> int:
+    """Ends every process that works below `folder`: asks, waits, then kills. Returns how many there were."""
+    processes = belonging_to(folder)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=grace_s)
+    deadline = time.monotonic() + 30
+    while alive and time.monotonic() < deadline:
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        _, alive = psutil.wait_procs(belonging_to(folder), timeout=1)
+    return len(processes)

@@ -1,0 +1,83 @@
+"""RUN/rounds.jsonl: one line a round, written live by the server, read by people and tools while it grows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Event = Literal["started", "round", "repeat", "finished", "stopped"]
+
+
+class SiteEntry(BaseModel):
+    """One site in one try of a round."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    answered: bool
+    refused: str | None = Field(default=None, description="why its answer was not taken, or what it said instead")
+    examples: int | None = None
+    patients: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    weight: float | None = Field(default=None, description="share of this answer in the new global model")
+    seconds: float | None = Field(default=None, description="of local training, as the site says")
+    bytes_received: int | None = Field(default=None, description="of the answer's tensors, as received")
+    update_norm: float | None = Field(default=None, description="L2 norm of the update")
+    update_digest: str | None = None
+
+
+class RoundRecord(BaseModel):
+    """One line of rounds.jsonl."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    event: Event
+    time: str = Field(description="UTC, ISO 8601")
+    run_id: str
+    plan_digest: str
+    round: int | None = None
+    attempt: int | None = Field(default=None, description="1 for the first try of this round")
+    asked: tuple[str, ...] = ()
+    sites: dict[str, SiteEntry] = Field(default_factory=dict)
+    loss: float | None = Field(default=None, description="of the accepted answers, weighted as the plan weighs them")
+    seconds: float | None = Field(default=None, description="of the whole round, from asking to the checkpoint")
+    bytes_sent: int | None = Field(default=None, description="of the global model's tensors, to all asked sites")
+    model_digest: str | None = Field(default=None, description="of the global weights after this round")
+    reason: str | None = None
+
+
+def append(path: Path, record: RoundRecord) -> None:
+    """Adds one line and makes it durable; a torn last line of an earlier crash is closed off first."""
+    line = json.dumps(record.model_dump(mode="json", exclude_none=True), separators=(",", ":")) + "\n"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        end = os.lseek(descriptor, 0, os.SEEK_END)
+        if end and os.pread(descriptor, 1, end - 1) != b"\n":
+            line = "\n" + line
+        os.write(descriptor, line.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(path: Path) -> Iterator[RoundRecord]:
+    """All whole lines; a torn line (a crash while writing) is passed over."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            data: dict[str, Any] = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        yield RoundRecord.model_validate(data)
+
+
+def effective_rounds(path: Path) -> list[RoundRecord]:
+    """The last record of each completed round, in order: a round redone after a crash replaces its first record."""
+    last = {record.round: record for record in read(path) if record.event == "round"}
+    return [last[number] for number in sorted(n for n in last if n is not None)]

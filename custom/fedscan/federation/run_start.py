@@ -1,0 +1,68 @@
+"""Where a run starts, and how it ends: the first state, and the finished model file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedscan import __version__
+from fedscan.federation import checkpoints, records
+from fedscan.federation.checkpoints import Checkpoint, CheckpointError
+from fedscan.federation.server_job import ServerJob
+from fedscan.training import model_file
+from fedscan.training.weights import Weights, check_update, initial_weights
+
+
+def starting_state(job: ServerJob) -> Checkpoint:
+    """The state that the submission's start round names.
+
+    Raises CheckpointError when it is not there, belongs to another run, or the init model does not fit the plan.
+    """
+    start = job.submission.start_round
+    if start > 0:
+        return checkpoints.load(job.checkpoint_folder, start, job.plan, job.submission.run_id)
+    weights = _first_weights(job)
+    return Checkpoint(0, weights, weights, 0)
+
+
+def _first_weights(job: ServerJob) -> Weights:
+    fresh = initial_weights(job.plan)
+    sha256 = job.plan.init_sha256
+    if sha256 is None:
+        return fresh
+    path = job.shelf / f"{sha256}.safetensors"
+    try:
+        model = model_file.load_model(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the plan starts from model {sha256[:12]}, which the shelf cannot give: {error}") from None
+    if model.sha256 != sha256:
+        raise CheckpointError(f"model {sha256[:12]} on the shelf has other content (SHA-256 {model.sha256[:12]})")
+    if reasons := check_update(model.weights, fresh):
+        raise CheckpointError(f"model {sha256[:12]} does not fit the plan's network: {'; '.join(reasons)}")
+    return model.weights
+
+
+def write_model(job: ServerJob, state: Checkpoint) -> None:
+    """RUN/model.safetensors: the EMA weights, with plan and provenance in the metadata."""
+    model_file.save_model(job.model_path, state.ema, job.plan, provenance(job, state))
+
+
+def provenance(job: ServerJob, state: Checkpoint) -> dict[str, Any]:
+    """Who took part in what: from rounds.jsonl, for the model file."""
+    rounds = records.effective_rounds(job.rounds_file)
+    sites: dict[str, dict[str, Any]] = {}
+    for record in rounds:
+        for site, entry in record.sites.items():
+            if not entry.answered:
+                continue
+            known = sites.setdefault(site, {"rounds": 0})
+            known["rounds"] += 1
+            known |= {"examples": entry.examples, "patients": entry.patients}
+    return {
+        "run_id": job.submission.run_id,
+        "plan_digest": job.plan.digest,
+        "rounds_done": state.rounds_done,
+        "sites": dict(sorted(sites.items())),
+        "weights": "ema" if job.plan.ema.half_life_rounds > 0 else "raw",
+        "fedscan_version": __version__,
+        "privacy": "none: trained without differential privacy",
+    }

@@ -1,0 +1,173 @@
+"""The server's part of a round without NVFlare: judge each answer, keep the good ones, make the new global model."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+import torch
+
+from fedscan.federation.checkpoints import Checkpoint
+from fedscan.federation.messages import Answer, MessageError, Task, parse_answer
+from fedscan.federation.records import Event, RoundRecord, SiteEntry
+from fedscan.plan import Plan
+from fedscan.training import weights as w
+from fedscan.training.ema import Ema
+
+
+class RunStoppedError(RuntimeError):
+    """The run cannot go on; its last good model stays."""
+
+
+class ServerRound:
+    """One try of one round: who is asked, which answers are good, and what they come to.
+
+    Answers are kept until the round ends and summed in the order of site names, so that a run does not depend on
+    who answers first.
+    """
+
+    def __init__(self, plan: Plan, run_id: str, state: Checkpoint, asked: Sequence[str], attempt: int = 1) -> None:
+        self.plan = plan
+        self.run_id = run_id
+        self.state = state
+        self.round_number = state.rounds_done
+        self.asked = tuple(sorted(asked))
+        self.attempt = attempt
+        self.model_digest = w.digest(state.weights)
+        self._started = time.monotonic()
+        self._entries: dict[str, SiteEntry] = {}
+        self._good: dict[str, tuple[Answer, w.Weights]] = {}
+
+    @property
+    def task(self) -> Task:
+        """What goes to each asked site beside the weights."""
+        return Task(
+            plan_digest=self.plan.digest,
+            run_id=self.run_id,
+            round_number=self.round_number,
+            model_digest=self.model_digest,
+            deadline_s=self.plan.round_timeout_s,
+        )
+
+    @property
+    def accepted(self) -> int:
+        """How many good answers came so far."""
+        return len(self._good)
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the plan's smallest number of good answers has come."""
+        return self.accepted >= self.plan.min_responses
+
+    def receive(self, site: str, meta: object, update: object) -> str | None:
+        """Judges one answer: None if it is taken, else the reason. A site's second answer never replaces its first."""
+        reason = self._judge(site, meta, update)
+        if reason is not None and site not in self._good:
+            self.refuse(site, reason)
+        return reason
+
+    def refuse(self, site: str, reason: str) -> None:
+        """Notes that a site gave no usable answer."""
+        if site not in self._good:
+            self._entries[site] = SiteEntry(answered=False, refused=reason)
+
+    def _judge(self, site: str, meta: object, update: object) -> str | None:
+        if site not in self.asked:
+            return "site was not asked"
+        if site in self._good:
+            return "site has answered already"
+        try:
+            answer = parse_answer(meta)
+        except MessageError as error:
+            return str(error)
+        if reason := self._stale(answer):
+            return reason
+        if not isinstance(update, Mapping):
+            return f"update must be a mapping of tensors, got {type(update).__name__}"
+        if reasons := w.check_update(update, self.state.weights):
+            return "; ".join(reasons)
+        tensors = {str(name): tensor for name, tensor in update.items() if isinstance(tensor, torch.Tensor)}
+        self._good[site] = (answer, tensors)
+        self._entries[site] = SiteEntry(
+            answered=True,
+            examples=answer.examples,
+            patients=answer.patients,
+            steps=answer.steps,
+            loss=answer.loss,
+            seconds=answer.seconds,
+            bytes_received=sum(t.numel() * t.element_size() for t in tensors.values()),
+            update_norm=w.update_norm(tensors),
+            update_digest=w.digest(tensors),
+        )
+        return None
+
+    def _stale(self, answer: Answer) -> str | None:
+        for field, got, wanted in (
+            ("plan", answer.plan_digest, self.plan.digest),
+            ("run", answer.run_id, self.run_id),
+            ("round", answer.round_number, self.round_number),
+            ("model", answer.model_digest, self.model_digest),
+        ):
+            if got != wanted:
+                return f"stale answer: it belongs to another {field}"
+        return None
+
+    def finish(self) -> tuple[Checkpoint, RoundRecord]:
+        """The new global state and the round's record. Raises ValueError below the plan's smallest number."""
+        if not self.is_enough:
+            raise ValueError(f"round {self.round_number} has {self.accepted} answers, needs {self.plan.min_responses}")
+        shares = self._shares()
+        contributions = {
+            site: w.Contribution(weight=shares[site], update=update) for site, (_, update) in self._good.items()
+        }
+        weights = w.aggregate(self.state.weights, contributions)
+        average = Ema(self.plan.ema.half_life_rounds)
+        ema = average.update(self.state.ema, weights, self.state.ema_count)
+        state = Checkpoint(self.round_number + 1, weights, ema, self.state.ema_count + 1)
+        return state, self.record("round", shares, w.digest(weights))
+
+    def _shares(self) -> dict[str, float]:
+        raw = {
+            site: w.contribution_weight(self.plan, answer.examples, answer.patients)
+            for site, (answer, _) in self._good.items()
+        }
+        total = math.fsum(raw.values())
+        return {site: value / total for site, value in sorted(raw.items())}
+
+    def record(
+        self,
+        event: Event,
+        shares: Mapping[str, float] | None = None,
+        model_digest: str | None = None,
+        reason: str | None = None,
+    ) -> RoundRecord:
+        """This try as a line of rounds.jsonl; asked sites that never spoke are `no answer in time`."""
+        shares = shares or {}
+        silent = SiteEntry(answered=False, refused="no answer in time")
+        entries = {
+            site: self._entries.get(site, silent).model_copy(update={"weight": shares.get(site)}) for site in self.asked
+        }
+        entries |= {site: entry for site, entry in self._entries.items() if site not in entries}
+        losses = [shares[site] * answer.loss for site, (answer, _) in self._good.items() if site in shares]
+        return RoundRecord(
+            event=event,
+            time=now(),
+            run_id=self.run_id,
+            plan_digest=self.plan.digest,
+            round=self.round_number,
+            attempt=self.attempt,
+            asked=self.asked,
+            sites=entries,
+            loss=math.fsum(losses) if losses else None,
+            seconds=round(time.monotonic() - self._started, 3),
+            bytes_sent=len(self.asked) * sum(t.numel() * t.element_size() for t in self.state.weights.values()),
+            model_digest=model_digest,
+            reason=reason,
+        )
+
+
+def now() -> str:
+    """UTC time as records carry it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
