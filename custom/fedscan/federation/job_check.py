@@ -154,7 +154,9 @@ def _init(job: Path, plan: Plan, init: Path | None) -> Iterator[Finding]:
         return
     if source is None:
         yield Finding(
-            "error", "plan.init_sha256", f"the plan starts from model {plan.init_sha256[:12]}: give its file with --init"
+            "error",
+            "plan.init_sha256",
+            f"the plan starts from model {plan.init_sha256[:12]}: give its file with --init",
         )
         return
     try:
@@ -180,7 +182,9 @@ def _init_fits(source: Path, plan: Plan) -> Iterator[Finding]:
     for reason in check_update(model.weights, initial_weights(plan)):
         yield Finding("error", str(source), f"does not fit the plan's network: {reason}")
     if model.plan.window != plan.window:
-        yield Finding("warning", str(source), f"was trained in window {model.plan.window!r}, the plan's is {plan.window!r}")
+        yield Finding(
+            "warning", str(source), f"was trained in window {model.plan.window!r}, the plan's is {plan.window!r}"
+        )
 
 
 def _stores(plan: Plan, stores: Mapping[str, Path]) -> Iterator[Finding]:
@@ -210,4 +214,6 @@ def _content(plan: Plan, store: Any, where: str) -> Iterator[Finding]:
         classes = list(plan.model.classes)
         yield Finding("error", where, f"store has labels {unknown} that plan.model.classes {classes} does not know")
     if not plan.model.classes and store.labels:
-        yield Finding("note", where, f"store has labels {list(store.labels)}; the plan is unconditional and ignores them")
+        yield Finding(
+            "note", where, f"store has labels {list(store.labels)}; the plan is unconditional and ignores them"
+        )

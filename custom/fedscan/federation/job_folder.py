@@ -111,7 +111,9 @@ def validation_findings(error: ValidationError, where: str, root: str) -> list[F
 def site_name_findings(sites: Sequence[str]) -> list[Finding]:
     """What is wrong with a list of site names."""
     found = [
-        Finding("error", "sites", f"{s!r} is no site name: letters, digits, '.', '_' and '-', at most 63, got otherwise")
+        Finding(
+            "error", "sites", f"{s!r} is no site name: letters, digits, '.', '_' and '-', at most 63, got otherwise"
+        )
         for s in sites
         if not SITE_NAME.match(s) or s in _NOT_SITES
     ]

@@ -189,7 +189,9 @@ def _all_alive(parents: Mapping[str, subprocess.Popen[bytes]], federation: kits.
             raise RunError(f"the process of {name} ended with status {parent.returncode}: its words are in {log}")
 
 
-def _submit(session: object, job: Path, federation: kits.Federation, parents: Mapping[str, subprocess.Popen[bytes]]) -> str:
+def _submit(
+    session: object, job: Path, federation: kits.Federation, parents: Mapping[str, subprocess.Popen[bytes]]
+) -> str:
     deadline = time.monotonic() + 120
     wanted = set(federation.sites)
     while True:
@@ -243,7 +245,9 @@ def _status(session: object, job_id: str) -> str:
 
 
 def _advice(out: Path, what: str) -> str:
-    return f"{what}. Nothing that was checkpointed is lost: go on with `fedscan job resume {out}`; logs: {out}/federation"
+    return (
+        f"{what}. Nothing that was checkpointed is lost: go on with `fedscan job resume {out}`; logs: {out}/federation"
+    )
 
 
 def _describe(record: RoundRecord, plan: Plan) -> str:
@@ -263,4 +267,3 @@ def _write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-

@@ -54,7 +54,7 @@ def start(federation: Federation, name: str) -> subprocess.Popen[bytes]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             umask=0o077,
-            preexec_fn=_die_with_parent,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509 - it calls prctl alone, which is safe after a fork
         )
 
 

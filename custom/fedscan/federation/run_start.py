@@ -33,7 +33,9 @@ def _first_weights(job: ServerJob) -> Weights:
     try:
         model = model_file.load_model(path)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"the plan starts from model {sha256[:12]}, which the shelf cannot give: {error}") from None
+        raise CheckpointError(
+            f"the plan starts from model {sha256[:12]}, which the shelf cannot give: {error}"
+        ) from None
     if model.sha256 != sha256:
         raise CheckpointError(f"model {sha256[:12]} on the shelf has other content (SHA-256 {model.sha256[:12]})")
     if reasons := check_update(model.weights, fresh):

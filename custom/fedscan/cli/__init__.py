@@ -1,0 +1,1 @@
+"""The command line. Modules import what is heavy (torch, MONAI, NVFlare) inside the commands, so that help is quick."""

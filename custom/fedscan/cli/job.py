@@ -1,0 +1,166 @@
+"""`fedscan job ...`: make, check, run and resume jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from fedscan.cli.output import fail, print_json, print_table
+
+if TYPE_CHECKING:
+    from fedscan.federation.findings import Finding
+    from fedscan.federation.local_run import Listener
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Make, check, run and resume jobs. A job is three JSON files that carry a plan; it ships no code.",
+)
+
+Site = Annotated[
+    list[str] | None,
+    typer.Option("--site", metavar="NAME=STORE", help="A site and its slice store; once for each site."),
+]
+Init = Annotated[
+    Path | None,
+    typer.Option("--init", metavar="MODEL", help="Start from this model file (model.safetensors of another run)."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+@app.command("new")
+def new(
+    template: Annotated[Path, typer.Argument(help="A template, such as jobs/ct_fedavg, or another job.")],
+    out: Annotated[Path, typer.Argument(help="The job folder to make; it must not exist.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Set a field of the plan: rounds=20, training.local_epochs=5, model.preset=tiny (docs/plan.md).",
+        ),
+    ] = None,
+    sites: Annotated[
+        str | None, typer.Option("--sites", metavar="A,B,C", help="Names of the sites; `job run` names them otherwise.")
+    ] = None,
+    init: Init = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a job from a template: the plan resolved in full, with its digest.
+
+    Example: `fedscan job new jobs/ct_fedavg my-job --set rounds=20 --set training.local_epochs=5`
+    """
+    from fedscan.federation import job_folder
+    from fedscan.federation.findings import JobError
+
+    try:
+        plan = job_folder.new(template, out, settings or [], _names(sites), init)
+    except JobError as error:
+        _fail_with(error.findings)
+    if as_json:
+        print_json({"job": str(out), "plan_digest": plan.digest, "plan": plan.model_dump(mode="json")})
+    else:
+        typer.echo(f"{out}: plan {plan.digest[:12]}, {plan.rounds} rounds. Next: fedscan job check {out}")
+
+
+@app.command("check")
+def check(
+    job: Annotated[Path, typer.Argument(help="A job folder.")],
+    site: Site = None,
+    init: Init = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say all that is wrong with a job, at once, before anything runs. With --site, its stores are checked too."""
+    from fedscan.federation import job_check
+
+    findings = job_check.check(job, _stores(site), init)
+    errors = [f for f in findings if f.level == "error"]
+    if as_json:
+        print_json({"ok": not errors, "findings": [f.as_dict() for f in findings]})
+    elif findings:
+        print_table(f"{job}", ("level", "where", "what"), [(f.level, f.where, f.text) for f in findings])
+    if errors:
+        raise typer.Exit(1)
+    if not as_json:
+        typer.echo(f"{job} is fit to run.")
+
+
+@app.command("run")
+def run(
+    job: Annotated[Path, typer.Argument(help="A job folder.")],
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="The run's folder; it must not exist or be empty.")],
+    site: Site = None,
+    init: Init = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each site's trainer.")] = 1,
+) -> None:
+    """Run a job on this machine: a server and a process for each site, provisioned, over mutual TLS on loopback.
+
+    Ends with RUN/model.safetensors. Whatever stops it, `fedscan job resume RUN` goes on from the newest checkpoint.
+    """
+    from fedscan.federation import local_run
+    from fedscan.federation.findings import JobError
+
+    try:
+        model = local_run.run(job, _stores(site), out, init, threads, _listener())
+    except JobError as error:
+        _fail_with(error.findings)
+    except local_run.RunError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail(f"stopped by you. Go on with: fedscan job resume {out}")
+    typer.echo(str(model))
+
+
+@app.command("resume")
+def resume(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]) -> None:
+    """Go on with a run from its newest checkpoint, in the same folder."""
+    from fedscan.federation import local_run
+    from fedscan.federation.findings import JobError
+
+    try:
+        model = local_run.resume(run_folder, _listener())
+    except JobError as error:
+        _fail_with(error.findings)
+    except local_run.RunError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail(f"stopped by you. Go on with: fedscan job resume {run_folder}")
+    typer.echo(str(model))
+
+
+def _names(sites: str | None) -> list[str]:
+    return [name.strip() for name in sites.split(",") if name.strip()] if sites else []
+
+
+def _stores(site: list[str] | None) -> dict[str, Path]:
+    stores: dict[str, Path] = {}
+    for item in site or []:
+        name, sign, path = item.partition("=")
+        if not sign or not name or not path:
+            fail(f"--site must be NAME=STORE, got {item!r}")
+        if name in stores:
+            fail(f"--site names {name!r} twice: each site has one store")
+        stores[name] = Path(path)
+    return stores
+
+
+def _listener() -> Listener:
+    """Lines with the seconds since the start: readable in a terminal and in a log."""
+    import time
+
+    from fedscan.federation.local_run import Progress
+
+    started = time.monotonic()
+
+    def listen(progress: Progress) -> None:
+        typer.echo(f"[{time.monotonic() - started:6.1f} s] {progress.text}", err=True)
+
+    return listen
+
+
+def _fail_with(findings: list[Finding]) -> NoReturn:
+    for finding in findings:
+        typer.secho(f"{finding.level}: {finding.where}: {finding.text}", err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,58 @@
+"""`fedscan`: the commands, in the order in which a consortium uses them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fedscan.cli import job
+from fedscan.cli.demo import demo
+from fedscan.cli.generate import generate
+from fedscan.cli.inspect import inspect
+from fedscan.cli.prepare import prepare
+
+app = typer.Typer(
+    name="fedscan",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    help="""Hospitals train one diffusion model of chest CT together, and every scan stays at home.
+
+**At a hospital:** `prepare` turns an export of CT scans into a slice store, `inspect` shows what is in it.
+
+**As a researcher:** `job new` makes a job from a template in jobs/, `job check` says what is wrong with it, `job run`
+trains it over the sites, `job resume` goes on after a stop, `generate` draws synthetic slices from the model.
+
+**To see it all at once:** `demo`.""",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from fedscan import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+app.command("prepare")(prepare)
+app.command("inspect")(inspect)
+app.add_typer(job.app, name="job")
+app.command("generate")(generate)
+app.command("demo")(demo)
+
+
+def main() -> None:
+    """Entry point of the `fedscan` script."""
+    app()
