@@ -102,7 +102,7 @@ def draw_patient(rng: np.random.Generator, profile: HospitalProfile, diseased: b
     age = int(rng.integers(24, 88))
     habitus = Habitus(
         half_width_mm=132.0 * size * float(rng.normal(1.0, 0.035)),
-        half_depth_mm=90.0 * size * float(rng.normal(1.0, 0.05)),
+        half_depth_mm=96.0 * size * float(rng.normal(1.0, 0.05)),
         lung_height_mm=245.0 * size * float(rng.normal(1.0, 0.05)),
         fat_mm=fat,
         heart_scale=float(np.clip(rng.normal(0.97 + 0.0015 * (age - 50), 0.07), 0.8, 1.22)),
@@ -180,12 +180,13 @@ def _finish(rng: np.random.Generator, hu: Array, profile: HospitalProfile, sharp
     blurred = ndimage.gaussian_filter(hu, 0.55 * (1.2 - sharpness) / pixel + 0.25, truncate=3.0)
     if sharpness > 0.4:
         blurred += (0.7 * (sharpness - 0.4)) * (hu - blurred)
-    return np.clip(np.rint(blurred + grain), -1024, 3071).astype(np.int16)
+    return np.asarray(np.clip(np.rint(blurred + grain), -1024, 3071), np.int16)
 
 
 def chest_slices(
     rng: np.random.Generator,
     n: int,
+    *,
     size: int = 64,
     field_mm: float = 360.0,
     profile: HospitalProfile = PROFILES[0],

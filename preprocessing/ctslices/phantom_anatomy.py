@@ -6,6 +6,7 @@ origin of x and y the middle of the rib cage. Sizes are those of textbook anatom
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ class Habitus:
     """One patient's build. Lengths in millimetres, attenuation in HU."""
 
     half_width_mm: float = 132.0
-    half_depth_mm: float = 90.0
+    half_depth_mm: float = 96.0
     lung_height_mm: float = 245.0
     fat_mm: float = 16.0
     heart_scale: float = 1.0
@@ -53,7 +54,7 @@ class Anatomy:
         x2, y2 = xs * xs, ys * ys
         norm = 0.55 * np.sqrt(x2 + y2) + 0.45 * np.sqrt(np.sqrt(x2 * x2 + y2 * y2))
         reach = np.hypot(x, y - shift)
-        return (reach * (1.0 - 1.0 / np.maximum(norm, 0.05))).astype(np.float32)
+        return np.asarray(reach * (1.0 - 1.0 / np.maximum(norm, 0.05)), np.float32)
 
     def body(self, x: Array, y: Array, z: float) -> Array:
         """The skin: rib cage, muscle and fat; shoulders above, breasts in front."""
@@ -61,23 +62,23 @@ class Anatomy:
         u = z / h.lung_height_mm
         shoulders = step(u, 0.62, 1.02)
         wide = h.half_width_mm + 27.0 + h.fat_mm + 42.0 * shoulders
-        deep = h.half_depth_mm + 24.0 + 0.85 * h.fat_mm - 12.0 * shoulders
-        xs, ys = x / wide, (y - 6.0 - 8.0 * shoulders) / deep
+        deep = h.half_depth_mm + 26.0 + 0.85 * h.fat_mm - 12.0 * shoulders
+        xs, ys = x / wide, (y - 8.0 - 8.0 * shoulders) / deep
         x2, y2 = xs * xs, ys * ys
         norm = 0.6 * np.sqrt(x2 + y2) + 0.4 * np.sqrt(np.sqrt(x2 * x2 + y2 * y2))
-        field = (np.hypot(x, y) * (1.0 - 1.0 / np.maximum(norm, 0.05))).astype(np.float32)
+        field: Array = np.asarray(np.hypot(x, y) * (1.0 - 1.0 / np.maximum(norm, 0.05)), np.float32)
         furrow = np.exp(-np.square(x / 17.0)) * (y > 0)
         field += (5.0 * furrow).astype(np.float32)
         if h.breast_mm > 0:
-            field = smooth_min(field, self.breast(x, y, z), 22.0)
+            field = smooth_min(field, self.breast(x, y, z), 26.0)
         return field
 
     def breast(self, x: Array, y: Array, z: float) -> Array:
         """Both breasts, lying slightly to the sides as on a table."""
         h = self.habitus
         centre_y = -(h.half_depth_mm + 12.0 + 0.85 * h.fat_mm)
-        radii = (64.0, 12.0 + h.breast_mm, 62.0)
-        return ellipsoid(np.abs(x), y, z, (82.0, centre_y, 0.36 * h.lung_height_mm), radii)
+        radii = (70.0, 12.0 + 0.75 * h.breast_mm, 64.0)
+        return ellipsoid(np.abs(x), y, z, (76.0, centre_y, 0.36 * h.lung_height_mm), radii)
 
     def dome_height(self, x: Array, y: Array) -> Array:
         """Height of the diaphragm float32: right dome (x < 0) above the left one, falling to the recesses."""
@@ -106,7 +107,8 @@ class Anatomy:
     def spine_y(self, z: float) -> float:
         """Where the middle of the vertebral bodies lies: the thoracic spine curves backwards."""
         u = z / self.habitus.lung_height_mm
-        return 0.60 * self.habitus.half_depth_mm + 10.0 * np.sin(np.pi * np.clip(u, 0.0, 1.0)) - 6.0 * step(u, 0.7, 1.1)
+        bow = 10.0 * math.sin(math.pi * min(max(u, 0.0), 1.0))
+        return 0.60 * self.habitus.half_depth_mm + bow - 6.0 * step(u, 0.7, 1.1)
 
     def aorta_centre(self, z: float) -> tuple[float, float]:
         """Centre of the descending aorta, beside and before the spine."""

@@ -24,8 +24,10 @@ class Disease:
     fluid_mm: float = 0.0
     fluid_side: float = 1.0
 
-    def shade(self, lung: Array, x: Array, y: Array, z: float, field: Array, coarse: Array, fine: Array) -> Array:
-        """Changed lung HU; `field` is the lungs' own, negative inside."""
+    def shade(self, lung: Array, at: tuple[Array, Array, float], coarse: Array, fine: Array) -> Array:
+        """Changed lung HU float32 [rows, cols] at the places `at` = (x, y, z) in mm."""
+        x, y, z = at
+        ragged = np.maximum(1.0 + 0.35 * coarse + 0.12 * fine, 0.3)
         weight = np.zeros_like(lung)
         reach = 1.7 * self.radius_mm
         for (fx, fy, fz), r, near in zip(self.foci_mm, self.radius_mm, reach, strict=True):
@@ -35,7 +37,7 @@ class Disease:
             if self.kind == "nodules":
                 weight = np.maximum(weight, np.clip((1.0 - np.sqrt(d2)) * np.float32(r) / 1.6 + 0.5, 0, 1))
             else:
-                weight += np.exp(-np.square(d2))
+                weight += np.exp(-np.square(d2 * ragged))
         if self.kind == "nodules":
             return np.asarray(lung + weight * (35.0 - lung), np.float32)
         # Opacities thin out in patches, and dense ones show a mesh of thicker septa.

@@ -1,6 +1,7 @@
-"""Small implicit geometry for phantoms: soft edges, smooth unions, ellipsoids, smooth random fields. All in millimetres.
+"""Small implicit geometry for phantoms: soft edges, smooth unions, ellipsoids, smooth random fields.
 
-A field is negative inside a shape and grows by about one a millimetre outwards; arrays broadcast, dtype float32.
+Lengths are millimetres. A field is negative inside a shape and grows by about one a millimetre outwards; arrays
+broadcast, dtype float32.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ Array = NDArray[np.float32]
 
 def soft(distance: Array, edge_mm: float) -> Array:
     """Share of a pixel inside a shape, float32 in [0, 1]: a linear ramp `edge_mm` wide over its border."""
-    return np.clip(0.5 - distance * np.float32(1.0 / edge_mm), 0.0, 1.0)
+    return np.asarray(np.clip(0.5 - distance * np.float32(1.0 / edge_mm), 0.0, 1.0), np.float32)
 
 
 def paint(hu: Array, share: Array, value: Array | float) -> None:
@@ -24,7 +25,7 @@ def paint(hu: Array, share: Array, value: Array | float) -> None:
 def smooth_max(a: Array, b: Array, radius_mm: float) -> Array:
     """Maximum with its crease rounded over `radius_mm`: an intersection of shapes without sharp corners."""
     h = np.maximum(radius_mm - np.abs(a - b), 0.0)
-    return np.maximum(a, b) + h * h * np.float32(0.25 / radius_mm)
+    return np.asarray(np.maximum(a, b) + h * h * np.float32(0.25 / radius_mm), np.float32)
 
 
 def smooth_min(a: Array, b: Array, radius_mm: float) -> Array:
@@ -38,7 +39,8 @@ def ellipsoid(
     """Field of an ellipsoid; to first order the distance in millimetres near its border."""
     sx, sy = (x - np.float32(centre[0])) / np.float32(radii[0]), (y - np.float32(centre[1])) / np.float32(radii[1])
     sz = np.asarray((z - centre[2]) / radii[2], np.float32)
-    return (np.sqrt(sx * sx + sy * sy + sz * sz) - np.float32(1.0)) * np.float32(min(radii[:2]))
+    field = (np.sqrt(sx * sx + sy * sy + sz * sz) - np.float32(1.0)) * np.float32(min(radii[:2]))
+    return np.asarray(field, np.float32)
 
 
 def capsule(x: Array, y: Array, start: tuple[float, float], end: tuple[float, float], radius_mm: float) -> Array:
@@ -75,7 +77,7 @@ class SmoothField:
         low = int(level)
         share = np.float32(step(level - low, 0.0, 1.0))
         values = self._lattice[low] * (1 - share) + self._lattice[low + 1] * share
-        return self._matrix(y_mm) @ values @ self._matrix(x_mm).T
+        return np.asarray(self._matrix(y_mm) @ values @ self._matrix(x_mm).T, np.float32)
 
     def _matrix(self, axis_mm: Array) -> Array:
         key = axis_mm.tobytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,15 +63,15 @@ class Painter:
         y = (cos * plane.y_mm[:, None] - sin * plane.x_mm[None, :] + shift_y).astype(np.float32)
         coarse = t.coarse.plane(plane.x_mm, plane.y_mm, z)
         fine = t.fine.plane(plane.x_mm, plane.y_mm, z)
-        sketch = _Sketch(self, plane, x, y, coarse, fine)
+        sketch = _Sketch(self, plane, (x, y), (coarse, fine))
         sketch.table()
         sketch.wall()
         sketch.below_the_diaphragm()
-        sketch.mediastinum()
+        sketch.part(100.0, -125.0, 105.0).mediastinum()
         sketch.lungs()
-        sketch.airways()
+        sketch.part(75.0, -40.0, 60.0).airways()
         sketch.ribs()
-        sketch.spine()
+        sketch.part(70.0, 0.0, 160.0).spine()
         sketch.other_bones()
         return sketch.hu
 
@@ -78,14 +79,15 @@ class Painter:
 class _Sketch:
     """A slice being painted."""
 
-    def __init__(self, painter: Painter, plane: Plane, x: Array, y: Array, coarse: Array, fine: Array):
+    def __init__(self, painter: Painter, plane: Plane, at: tuple[Array, Array], mottle: tuple[Array, Array]):
+        x, y = at
         self.a = painter.anatomy
         self.h = painter.anatomy.habitus
         self.painter = painter
         self.plane = plane
         self.x, self.y, self.z = x, y, plane.z_mm
         self.u = plane.z_mm / self.h.lung_height_mm
-        self.coarse, self.fine = coarse, fine
+        self.coarse, self.fine = mottle
         self.edge = plane.pixel_mm
         self.hu = np.full(x.shape, -1000.0, np.float32)
         self.cage = self.a.cage(x, y, self.z)
@@ -93,10 +95,19 @@ class _Sketch:
         reach = np.hypot(x, y) + np.float32(1.0)
         self.sideways, self.backwards = x / reach, y / reach
 
+    def part(self, half_width_mm: float, front_mm: float, back_mm: float) -> _Sketch:
+        """The middle of this slice alone, painted in place: small organs need no whole plane."""
+        columns = slice(*np.searchsorted(self.plane.x_mm, [-half_width_mm, half_width_mm]))
+        rows = slice(*np.searchsorted(self.plane.y_mm, [front_mm, back_mm]))
+        some = copy.copy(self)
+        for name in ("hu", "x", "y", "cage", "skin", "coarse", "fine", "sideways", "backwards"):
+            setattr(some, name, getattr(self, name)[rows, columns])
+        return some
+
     def table(self) -> None:
         """The table: a thin curved shell with foam in it, under the back. It does not turn with the patient."""
         x, y = self.plane.x_mm[None, :], self.plane.y_mm[:, None]
-        rest = self.h.half_depth_mm + 33.0 + 0.85 * self.h.fat_mm
+        rest = self.h.half_depth_mm + 37.0 + 0.85 * self.h.fat_mm
         below = (y - rest + np.square(x) * np.float32(1 / 1500)).astype(np.float32)
         shell = np.maximum(np.abs(below - 12.0) - 12.0, np.abs(x) - 205.0)
         paint(self.hu, soft(shell, self.edge), -930.0)
@@ -196,7 +207,7 @@ class _Sketch:
         lung += 90.0 * np.exp(-np.square(fissure / 1.6)) * (np.abs(self.x) > 20.0)
         disease = self.painter.disease
         if disease is not None:
-            lung = disease.shade(lung, self.x, self.y, self.z, field, self.coarse, self.fine)
+            lung = disease.shade(lung, (self.x, self.y, self.z), self.coarse, self.fine)
         paint(self.hu, share, lung)
         if disease is not None and disease.fluid_mm > 0:
             paint(self.hu, share * disease.fluid(self.x, self.y, self.z, self.h.half_depth_mm, self.edge), 12.0)
@@ -244,7 +255,7 @@ class _Sketch:
         process = (1.0 - disc) * step(0.35 - abs(phase - 0.55), 0.0, 0.1)
         arch = np.abs(np.hypot(x, (y - 21.0) * 1.05).astype(np.float32) - 11.0) - 2.6
         arch = np.maximum(arch, 11.0 - y)
-        spinous = np.maximum(np.abs(x) - 3.2, np.abs(y - 42.0) - 13.0)
+        spinous = np.maximum(np.abs(x) - 3.2, np.abs(y - 39.0) - 10.0)
         wings = capsule(np.abs(x), y, (11.0, 17.0), (34.0, 26.0), 4.5) + np.float32(9.0 * (1.0 - process))
         back = smooth_min(smooth_min(arch, spinous, 4.0), wings, 4.0)
         paint(self.hu, soft(back, edge), 560.0 * scale)
@@ -262,7 +273,8 @@ class _Sketch:
             wide = 16.0 + 12.0 * step(u, 0.72, 0.86)
             front = -0.5 * (self.h.half_depth_mm * 2 + 13.0) * (1.0 - 0.10 * step(u, 0.35, 0.8))
             front += 30.0 * step(u, 0.62, 1.05)
-            sternum = np.maximum(np.abs(x) - wide, np.abs(y - np.float32(front) - 0.004 * x * x) - 5.5)
+            bowed = np.abs(y - np.float32(front) - np.float32(0.004) * x * x) - np.float32(5.5)
+            sternum: Array = np.maximum(np.abs(x) - np.float32(wide), bowed)
             paint(self.hu, soft(sternum, edge), 430.0 * scale)
             paint(self.hu, soft(sternum + 1.8, edge), 130.0 * scale)
         if u > 0.42:

@@ -19,7 +19,7 @@ class Vessels:
     radius_mm: Array
 
 
-def grow(rng: np.random.Generator, anatomy: Anatomy, ends: int = 150) -> Vessels:
+def grow(rng: np.random.Generator, anatomy: Anatomy, ends: int = 240) -> Vessels:
     """Grow one tree a lung to about `ends` places inside it; radii follow Murray's law (exponent 2.6)."""
     points, radii = [], []
     for side, level in ((-1.0, 0.53), (1.0, 0.56)):
@@ -37,8 +37,8 @@ def _places(rng: np.random.Generator, anatomy: Anatomy, side: float, count: int)
     h = anatomy.habitus
     found = []
     for z in rng.uniform(4.0, h.lung_height_mm * 0.985, 24):
-        x = side * rng.uniform(6.0, h.half_width_mm, 60)
-        y = rng.uniform(-h.half_depth_mm, h.half_depth_mm + 10.0, 60)
+        x = side * rng.uniform(6.0, h.half_width_mm, 80)
+        y = rng.uniform(-h.half_depth_mm, h.half_depth_mm + 10.0, 80)
         inside = anatomy.lungs(x.astype(np.float32), y.astype(np.float32), float(z)) < -4.0
         found.append(np.stack([x[inside], y[inside], np.full(inside.sum(), z)], axis=1))
     places = np.concatenate(found)
@@ -61,7 +61,7 @@ def _tree(
     leaves = np.ones(len(nodes))
     for i in range(len(nodes) - 1, 0, -1):
         leaves[parent[i]] += leaves[i] if leaves[i] > 1 else 1.0
-    radius = 0.75 * leaves ** (1 / 2.6)
+    radius = 0.85 * leaves ** (1 / 2.6)
     return _lines(rng, nodes, parent, np.minimum(radius, 6.0))
 
 
@@ -90,24 +90,17 @@ def draw(vessels: Vessels, x_mm: Array, y_mm: Array, z_mm: float, thickness_mm: 
     seen = depth < radius
     points, section = points[seen], np.sqrt(np.square(radius[seen]) - np.square(depth[seen]))
     fade = np.minimum(2.2 * section / max(thickness_mm, 1.0), 1.0).astype(np.float32)
-    pixel = float(x_mm[1] - x_mm[0])
     for small, large in ((0.0, 1.6), (1.6, 3.2), (3.2, 9.0)):
         some = (section >= small) & (section < large)
-        _stamp(share, points[some], section[some], fade[some], (x_mm, y_mm), pixel, large)
+        _stamp(share, (points[some], section[some], fade[some]), (x_mm, y_mm), large)
     return share
 
 
-def _stamp(
-    share: Array,
-    points: Array,
-    radius: Array,
-    fade: Array,
-    axes: tuple[Array, Array],
-    pixel_mm: float,
-    widest_mm: float,
-) -> None:
-    half = int(np.ceil((min(widest_mm, 6.5) + 0.5 * pixel_mm) / pixel_mm))
+def _stamp(share: Array, discs: tuple[Array, Array, Array], axes: tuple[Array, Array], widest_mm: float) -> None:
+    points, radius, fade = discs
     x_mm, y_mm = axes
+    pixel_mm = float(x_mm[1] - x_mm[0])
+    half = int(np.ceil((min(widest_mm, 6.5) + 0.5 * pixel_mm) / pixel_mm))
     column = np.rint((points[:, 0] - x_mm[0]) / pixel_mm).astype(np.int64)
     row = np.rint((points[:, 1] - y_mm[0]) / pixel_mm).astype(np.int64)
     rows, columns = share.shape
