@@ -164,14 +164,14 @@ class TrainingPlan(_Part):
         default=None, ge=1, le=1_000_000, description="gradient steps a round; or local_epochs"
     )
     batch_size: int = Field(default=32, ge=1, le=4096, description="slices a gradient step")
-    optimiser: Literal["adamw", "adam"] = Field(default="adamw")
+    optimiser: Literal["adamw", "adam"] = Field(default="adamw", description="torch.optim.AdamW or Adam")
     optimiser_state: Literal["keep", "fresh"] = Field(
         default="keep", description="moments kept at the site from round to round, or made anew each round (the paper)"
     )
-    learning_rate: Float = Field(default=2e-3, gt=0.0, le=0.1)
-    beta1: Float = Field(default=0.9, ge=0.0, lt=1.0)
-    beta2: Float = Field(default=0.99, ge=0.0, lt=1.0)
-    weight_decay: Float = Field(default=0.0, ge=0.0, le=1.0)
+    learning_rate: Float = Field(default=2e-3, gt=0.0, le=0.1, description="of the optimiser, after warm-up")
+    beta1: Float = Field(default=0.9, ge=0.0, lt=1.0, description="decay of the first moment")
+    beta2: Float = Field(default=0.99, ge=0.0, lt=1.0, description="decay of the second moment")
+    weight_decay: Float = Field(default=0.0, ge=0.0, le=1.0, description="of the optimiser")
     warmup_steps: int = Field(
         default=50, ge=0, le=100_000, description="steps of linear warm-up, counted over the optimiser's life"
     )
@@ -215,16 +215,22 @@ class Plan(_Part):
     """
 
     plan_version: Literal[1] = Field(default=1, description="version of this form")
-    name: str = Field(default="ct-fedavg", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    model: ModelPlan = Field(default_factory=ModelPlan)
+    name: str = Field(
+        default="ct-fedavg",
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="for people; NVFlare shows it as the job's name",
+    )
+    model: ModelPlan = Field(default_factory=ModelPlan, description="the network and what it draws")
     window: Window = Field(
         default="full",
         description="HU range that the model can say: full -1000..1000; lung, mediastinum, bone are narrower",
     )
-    diffusion: DiffusionPlan = Field(default_factory=DiffusionPlan)
-    training: TrainingPlan = Field(default_factory=TrainingPlan)
-    ema: EmaPlan = Field(default_factory=EmaPlan)
-    rounds: int = Field(default=10, ge=1, le=100_000)
+    diffusion: DiffusionPlan = Field(default_factory=DiffusionPlan, description="the process")
+    training: TrainingPlan = Field(default_factory=TrainingPlan, description="a round at a site")
+    ema: EmaPlan = Field(default_factory=EmaPlan, description="the average that samples are drawn from")
+    rounds: int = Field(default=10, ge=1, le=100_000, description="rounds of the whole run")
     clients_per_round: int | None = Field(default=None, ge=1, le=10_000, description="sites drawn a round; null: all")
     min_responses: int = Field(default=1, ge=1, le=10_000, description="good answers that a round needs")
     round_timeout_s: Float = Field(default=3600.0, ge=1.0, le=604_800.0, description="how long a round waits")

@@ -130,6 +130,22 @@ def resume(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run
     typer.echo(str(model))
 
 
+@app.command("fields")
+def fields(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the page docs/plan.md.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List every field of the plan with its default, what is allowed and what it means."""
+    from fedscan.cli import plan_fields
+
+    if markdown:
+        typer.echo(plan_fields.markdown(), nl=False)
+    elif as_json:
+        print_json([dict(zip(plan_fields.COLUMNS, row, strict=True)) for row in plan_fields.rows()])
+    else:
+        print_table("plan", plan_fields.COLUMNS, list(plan_fields.rows()))
+
+
 def _names(sites: str | None) -> list[str]:
     return [name.strip() for name in sites.split(",") if name.strip()] if sites else []
 

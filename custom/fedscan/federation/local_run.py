@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
-from fedscan.federation import checkpoints, job_check, job_folder, kits, processes, records
+from fedscan.federation import admin, checkpoints, job_check, job_folder, kits, processes, records
 from fedscan.federation.findings import JobError
 from fedscan.federation.places import ServerPlaces, SitePlaces
 from fedscan.federation.records import RoundRecord
@@ -153,70 +154,34 @@ def _start_and_watch(out: Path, federation: kits.Federation, plan: Plan, listen:
     already = sum(1 for _ in records.read(out / "rounds.jsonl"))
     listen(Progress("starting the server and the sites"))
     parents = {name: processes.start(federation, name) for name in (kits.SERVER, *federation.sites)}
-    with _session(federation, parents) as session:
-        job_id = _submit(session, out / "job", federation, parents)
-        listen(Progress("job submitted and signed; the sites load their models"))
-        _watch(session, job_id, out, already, plan, listen, parents)
-
-
-@contextlib.contextmanager
-def _session(federation: kits.Federation, parents: Mapping[str, subprocess.Popen[bytes]]) -> Iterator[object]:
-    from nvflare.fuel.flare_api.api_spec import InternalError, NoConnection
-    from nvflare.fuel.flare_api.flare_api import new_secure_session
-
-    deadline = time.monotonic() + 120
-    while True:
-        _all_alive(parents, federation)
-        try:
-            session = new_secure_session(
-                username=kits.LEAD, startup_kit_location=str(federation.kit(kits.LEAD)), timeout=10
-            )
-            break
-        except (NoConnection, InternalError, ConnectionError, TimeoutError) as error:
-            if time.monotonic() > deadline:
-                raise RunError(f"the server took no connection in 120 s: see {federation.kit(kits.SERVER)}") from error
-            time.sleep(0.5)
+    check = functools.partial(_all_alive, parents, federation)
     try:
-        yield session
-    finally:
-        session.close()
+        with admin.session(federation.kit(kits.LEAD), kits.LEAD, check) as session:
+            admin.wait_for_sites(session, federation.sites, check)
+            job_id = admin.submit(session, out / "job")
+            listen(Progress("job submitted and signed; the sites load their models"))
+            _watch(out, already, plan, listen, functools.partial(admin.status, session, job_id), check)
+    except admin.AdminError as error:
+        raise RunError(_advice(out, str(error))) from error
 
 
 def _all_alive(parents: Mapping[str, subprocess.Popen[bytes]], federation: kits.Federation) -> None:
     for name, parent in parents.items():
         if parent.poll() is not None:
             log = federation.kit(name) / "console.log"
-            raise RunError(f"the process of {name} ended with status {parent.returncode}: its words are in {log}")
-
-
-def _submit(
-    session: object, job: Path, federation: kits.Federation, parents: Mapping[str, subprocess.Popen[bytes]]
-) -> str:
-    deadline = time.monotonic() + 120
-    wanted = set(federation.sites)
-    while True:
-        _all_alive(parents, federation)
-        present = {client.name for client in session.get_system_info().client_info}  # type: ignore[attr-defined]
-        if wanted <= present:
-            break
-        if time.monotonic() > deadline:
-            raise RunError(f"these sites did not register in 120 s: {', '.join(sorted(wanted - present))}")
-        time.sleep(0.2)
-    return str(session.submit_job(str(job.resolve())))  # type: ignore[attr-defined]
+            raise admin.AdminError(f"the process of {name} ended with status {parent.returncode} (its words: {log})")
 
 
 def _watch(
-    session: object,
-    job_id: str,
-    out: Path,
-    already: int,
-    plan: Plan,
-    listen: Listener,
-    parents: Mapping[str, subprocess.Popen[bytes]],
+    out: Path, already: int, plan: Plan, listen: Listener, status: Callable[[], str], check: Callable[[], None]
 ) -> None:
     seen = already
     next_status = 0.0
     while True:
+        ended = ""
+        if time.monotonic() >= next_status:
+            next_status = time.monotonic() + 2.0
+            ended = status()
         new = list(records.read(out / "rounds.jsonl"))[seen:]
         seen += len(new)
         for record in new:
@@ -225,23 +190,10 @@ def _watch(
             return
         if stopped := [record for record in new if record.event == "stopped"]:
             raise RunError(_advice(out, f"the run stopped: {stopped[-1].reason}"))
-        if dead := [name for name, parent in parents.items() if parent.poll() is not None]:
-            raise RunError(_advice(out, f"the process of {', '.join(dead)} ended"))
-        if time.monotonic() >= next_status:
-            next_status = time.monotonic() + 2.0
-            status = _status(session, job_id)
-            if status.startswith("FINISHED") and not list(records.read(out / "rounds.jsonl"))[seen:]:
-                raise RunError(_advice(out, f"NVFlare ended the job as {status}"))
+        if ended.startswith("FINISHED"):
+            raise RunError(_advice(out, f"NVFlare ended the job as {ended}"))
+        check()
         time.sleep(0.2)
-
-
-def _status(session: object, job_id: str) -> str:
-    from nvflare.fuel.flare_api.api_spec import InternalError, NoConnection, SessionClosed
-
-    try:
-        return str(session.get_job_meta(job_id).get("status", ""))  # type: ignore[attr-defined]
-    except (InternalError, NoConnection, SessionClosed, ConnectionError, TimeoutError):
-        return "unknown"
 
 
 def _advice(out: Path, what: str) -> str:

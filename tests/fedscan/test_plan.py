@@ -1,0 +1,117 @@
+"""The plan: strict, frozen, one canonical form, and errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from fedscan.plan import PRESETS, Plan, Submission
+
+
+def test_the_canonical_form_makes_the_same_plan_with_the_same_digest() -> None:
+    plan = Plan.model_validate({"model": {"preset": "tiny", "classes": ["a", "b"]}, "training": {"local_steps": 5}})
+    again = Plan.model_validate_json(plan.canonical_json())
+    assert again == plan
+    assert again.digest == plan.digest
+    assert json.loads(plan.canonical_json())["model"]["unet"]["channels"] == list(PRESETS["tiny"].channels)
+
+
+@given(st.integers(1, 100), st.floats(1e-6, 0.1), st.integers(0, 2**63 - 1))
+def test_every_change_of_value_changes_the_digest_and_survives_json(rounds: int, rate: float, seed: int) -> None:
+    plan = Plan.model_validate({"rounds": rounds, "seed": seed, "training": {"learning_rate": rate}})
+    assert Plan.model_validate_json(plan.canonical_json()).digest == plan.digest
+    other = plan.model_copy(update={"rounds": rounds + 1})
+    assert other.digest != plan.digest
+
+
+def test_key_order_and_integer_floats_do_not_change_the_digest() -> None:
+    one = Plan.model_validate_json('{"rounds": 3, "training": {"gradient_clip_norm": 1, "local_steps": 2}}')
+    two = Plan.model_validate_json('{"training": {"local_steps": 2, "gradient_clip_norm": 1.0}, "rounds": 3}')
+    assert one.digest == two.digest
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        ({"roundz": 3}, ["roundz", "Extra inputs"]),
+        ({"rounds": "3"}, ["rounds", "valid integer"]),
+        ({"rounds": True}, ["rounds", "valid integer"]),
+        ({"training": {"learning_rate": float("inf")}}, ["learning_rate", "finite"]),
+        ({"training": {"learning_rate": float("nan")}}, ["learning_rate", "finite"]),
+        ({"training": {"local_epochs": 1, "local_steps": 2}}, ["local_epochs=1", "local_steps=2", "set one to null"]),
+        ({"min_responses": 3, "clients_per_round": 2}, ["min_responses=3", "clients_per_round=2", "lower"]),
+        ({"model": {"preset": None}}, ["neither", "preset"]),
+        ({"model": {"size": 62}}, ["multiple of", "8", "62"]),
+        ({"model": {"classes": ["a", "a"]}}, ["different"]),
+        ({"diffusion": {"prediction": "epsilon"}}, ["epsilon", "cosine", "v_prediction"]),
+        (
+            {"model": {"preset": "tiny", "unet": {"channels": [32, 64], "attention_levels": [False, True]}}},
+            ["not that of preset 'tiny'", "null"],
+        ),
+        (
+            {"model": {"preset": None, "unet": {"channels": [30, 64], "attention_levels": [False, True]}}},
+            ["norm_num_groups=8", "[30]"],
+        ),
+        (
+            {"model": {"preset": None, "unet": {"channels": [16, 48], "attention_levels": [False, False]}}},
+            ["num_head_channels=32", "[48]"],
+        ),
+        ({"init_sha256": "ABC"}, ["64 lower-case"]),
+    ],
+)
+def test_errors_name_got_wanted_and_cure(raw: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ValidationError) as error:
+        Plan.model_validate(raw)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_infinities_are_refused_in_json_too() -> None:
+    with pytest.raises(ValidationError):
+        Plan.model_validate_json('{"training": {"learning_rate": 1e999}}')
+    with pytest.raises(ValidationError):
+        Plan.model_validate_json('{"round_timeout_s": Infinity}')
+
+
+def test_a_plan_is_frozen_in_every_part() -> None:
+    plan = Plan()
+    with pytest.raises(ValidationError, match="frozen"):
+        plan.rounds = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        plan.training.batch_size = 1  # type: ignore[misc]
+
+
+def test_every_field_is_documented() -> None:
+    def undocumented(model: type[BaseModel], prefix: str = "") -> list[str]:
+        found = []
+        for name, field in model.model_fields.items():
+            if not field.description:
+                found.append(prefix + name)
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                found += undocumented(field.annotation, f"{prefix}{name}.")
+        return found
+
+    assert undocumented(Plan) == []
+    assert undocumented(Submission) == []
+
+
+def test_a_new_submission_of_a_run_keeps_the_run_and_takes_a_new_nonce() -> None:
+    first = Submission.new()
+    second = Submission.new(run_id=first.run_id, start_round=4)
+    assert second.run_id == first.run_id
+    assert second.nonce != first.nonce
+    assert second.start_round == 4
+    assert not first.is_expired()
+    assert first.is_expired(datetime.now(UTC) + timedelta(days=31))
+
+
+def test_expiry_must_be_utc() -> None:
+    raw = Submission.new().model_dump() | {"expires": "2030-01-01T00:00:00+02:00"}
+    with pytest.raises(ValidationError, match="UTC"):
+        Submission.model_validate(raw)
