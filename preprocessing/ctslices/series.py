@@ -20,6 +20,28 @@ class SourceKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class StoredPixels:
+    """How a DICOM file stores the pixels of its frames, remembered from the header so that decoding need not parse it
+    again. PS3.3 C.7.6.3.1 (Image Pixel) and C.7.5.1.1.2 (Pixel Padding)."""
+
+    transfer_syntax: str
+    shape: tuple[int, int]
+    bits_allocated: int
+    bits_stored: int
+    signed: bool
+    offset: int
+    """Of the first frame's first byte: in the file, or in the inflated data set where the syntax is deflated.
+    0 where the pixels are encapsulated."""
+    big_endian: bool
+    encapsulated: bool
+    deflated: bool
+    padding: tuple[int, int] | None
+    """Lowest and highest stored value that are padding, inclusive."""
+    file_bytes: int
+    """The file's size when its header was read: another size at decoding means another file."""
+
+
+@dataclass(frozen=True, slots=True)
 class PlaneRef:
     """Where one plane's pixels lie: `path` on this machine, and the index of its frame or slice within the file."""
 
@@ -29,6 +51,13 @@ class PlaneRef:
     """Along the series' normal, in source millimetres; pictures: their running number."""
     origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """LPS position of the centre of the first stored pixel (row 0, column 0) of this plane."""
+    slope: float = 1.0
+    """DICOM: HU = slope * stored + intercept, of this very frame."""
+    intercept: float = 0.0
+    stored: StoredPixels | None = None
+    """DICOM alone."""
+    relative_path: str = ""
+    """`path` relative to the export, for STORE.rejected.jsonl alone."""
 
 
 @dataclass(frozen=True, slots=True)
