@@ -69,6 +69,7 @@ def copy_for_run(job: Path, to: Path, sites: Sequence[str], submission: Submissi
     shutil.rmtree(partial, ignore_errors=True)
     _copy_config_only(job, partial)
     _fill_in(partial, plan, submission, list(sites))
+    shutil.rmtree(to, ignore_errors=True)
     os.replace(partial, to)
 
 

@@ -22,6 +22,7 @@ from fedscan.federation.records import RoundRecord
 from fedscan.plan import Plan, Submission
 
 RUN_FILE = "run.json"
+_BEFORE_THE_START = {".lock", ".job.partial", "job", "shelf", RUN_FILE + ".partial"}
 
 
 class RunError(RuntimeError):
@@ -62,7 +63,7 @@ def run(
 
     Raises RunError; JobError when the job or a store is not fit to run.
     """
-    if out.exists() and any(out.iterdir()):
+    if not _is_fresh(out):
         raise RunError(f"{out} exists and is not empty: choose another --out, or go on with `fedscan job resume {out}`")
     findings = job_check.check(job, stores, init)
     if errors := [f for f in findings if f.level == "error"]:
@@ -107,6 +108,13 @@ def resume(out: Path, listen: Listener = lambda _: None) -> Path:
         submission = Submission.new(run_id=run_file.run_id, start_round=done)
         job_folder.renew(out / "job", submission)
         return _attempt(out, run_file, plan, listen)
+
+
+def _is_fresh(out: Path) -> bool:
+    """Nothing is there, or only what a command that was killed before it began has left."""
+    if not out.exists():
+        return True
+    return out.is_dir() and {entry.name for entry in out.iterdir()} <= _BEFORE_THE_START
 
 
 @contextlib.contextmanager

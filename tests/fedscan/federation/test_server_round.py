@@ -1,0 +1,133 @@
+"""The server's judgement of answers, and what a round comes to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedscan.federation.checkpoints import Checkpoint
+from fedscan.federation.server_round import ServerRound
+from fedscan.plan import Plan
+from fedscan.training.weights import Weights
+
+RUN = "0" * 32
+
+
+def weights(value: float) -> Weights:
+    return {"a": torch.full((2, 2), value), "b": torch.full((3,), value)}
+
+
+def new_round(**changes: Any) -> ServerRound:
+    plan = Plan.model_validate({"min_responses": 2, "ema": {"half_life_rounds": 0}} | changes)
+    return ServerRound(plan, RUN, Checkpoint(0, weights(1.0), weights(1.0), 0), ["s1", "s2", "s3"])
+
+
+def answer(r: ServerRound, **changes: Any) -> dict[str, Any]:
+    meta = r.task.model_dump(exclude={"deadline_s"})
+    return meta | {"examples": 10, "patients": 2, "steps": 3, "loss": 0.5, "seconds": 1.0, "unit": "patient"} | changes
+
+
+def test_the_new_model_is_the_weighted_sum_whoever_answers_first() -> None:
+    results = []
+    for order in (["s1", "s2", "s3"], ["s3", "s1", "s2"]):
+        r = new_round()
+        for site in order:
+            number = int(site[1])
+            assert r.receive(site, answer(r, examples=10 * number), weights(0.1 * number)) is None
+        state, record = r.finish()
+        results.append(state.weights)
+        assert record.loss == pytest.approx(0.5)
+        assert {s: e.weight for s, e in record.sites.items()} == pytest.approx({"s1": 1 / 6, "s2": 2 / 6, "s3": 3 / 6})
+    for name, tensor in results[0].items():
+        assert torch.equal(tensor, results[1][name])
+        wanted = 1.0 + (1 * np.float32(0.1) + 2 * np.float32(0.2) + 3 * np.float32(0.3)) / 6
+        assert tensor.flatten()[0].item() == pytest.approx(wanted, rel=1e-6)
+    assert state.rounds_done == 1
+
+
+@pytest.mark.parametrize(
+    ("weighting", "shares"), [("examples", (0.25, 0.75)), ("patients", (0.8, 0.2)), ("uniform", (0.5, 0.5))]
+)
+def test_the_plan_chooses_the_weights(weighting: str, shares: tuple[float, float]) -> None:
+    r = new_round(weighting=weighting)
+    r.receive("s1", answer(r, examples=10, patients=8), weights(1.0))
+    r.receive("s2", answer(r, examples=30, patients=2), weights(2.0))
+    state, record = r.finish()
+    assert (record.sites["s1"].weight, record.sites["s2"].weight) == pytest.approx(shares)
+    assert state.weights["b"][0].item() == pytest.approx(1.0 + shares[0] + 2 * shares[1])
+
+
+def without(name: str) -> Callable[[Weights], Weights]:
+    return lambda w: {k: v for k, v in w.items() if k != name}
+
+
+BAD_UPDATES: dict[str, tuple[Callable[[Weights], Any], str]] = {
+    "missing": (without("b"), "b"),
+    "extra": (lambda w: w | {"c": torch.zeros(1)}, "c"),
+    "misshapen": (lambda w: w | {"b": torch.zeros(4)}, "b"),
+    "nan": (lambda w: w | {"b": torch.tensor([0.0, math.nan, 0.0])}, "finite"),
+    "inf": (lambda w: w | {"b": torch.tensor([0.0, math.inf, 0.0])}, "finite"),
+    "dtype": (lambda w: w | {"b": torch.zeros(3, dtype=torch.int64)}, "b"),
+    "no tensor": (lambda w: w | {"b": [0.0, 0.0, 0.0]}, "b"),
+    "no mapping": (lambda w: [1, 2], "mapping"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_UPDATES)
+def test_a_bad_update_is_refused_with_its_reason_and_the_round_goes_on(kind: str) -> None:
+    spoil, word = BAD_UPDATES[kind]
+    r = new_round()
+    reason = r.receive("s1", answer(r), spoil(weights(9.0)))
+    assert reason is not None
+    assert word in reason
+    r.receive("s2", answer(r), weights(0.5))
+    assert not r.is_enough
+    r.receive("s3", answer(r), weights(0.5))
+    state, record = r.finish()
+    assert torch.equal(state.weights["a"], torch.full((2, 2), 1.5))
+    assert record.sites["s1"].refused == reason
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"round_number": 1}, "another round"),
+        ({"plan_digest": "f" * 64}, "another plan"),
+        ({"run_id": "f" * 32}, "another run"),
+        ({"model_digest": "f" * 64}, "another model"),
+        ({"examples": 0}, "examples"),
+        ({"examples": 10**6 + 0.5}, "examples"),
+        ({"loss": math.nan}, "loss"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_stale_or_malformed_answer_is_refused(change: dict[str, Any], word: str) -> None:
+    r = new_round()
+    reason = r.receive("s1", answer(r, **change), weights(1.0))
+    assert reason is not None
+    assert word in reason
+    assert r.accepted == 0
+
+
+def test_nobody_answers_for_another_or_twice() -> None:
+    r = new_round()
+    assert r.receive("stranger", answer(r), weights(1.0)) == "site was not asked"
+    assert r.receive("s1", answer(r), weights(1.0)) is None
+    assert r.receive("s1", answer(r), weights(5.0)) == "site has answered already"
+    r.receive("s2", answer(r), weights(1.0))
+    state, record = r.finish()
+    assert state.weights["b"][0].item() == 2.0
+    assert record.sites["s1"].answered
+    assert record.sites["s3"].refused == "no answer in time"
+
+
+def test_too_few_answers_make_no_model() -> None:
+    r = new_round()
+    r.receive("s1", answer(r), weights(1.0))
+    with pytest.raises(ValueError, match="needs 2"):
+        r.finish()
