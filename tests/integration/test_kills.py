@@ -51,7 +51,9 @@ def find(run: Path, words: str) -> psutil.Process:
         for process in psutil.process_iter():
             try:
                 line = " ".join(process.cmdline())
-                if words in line and any(str(run.resolve()) in " ".join(p.cmdline()) for p in [process, *process.parents()]):
+                if words in line and any(
+                    str(run.resolve()) in " ".join(p.cmdline()) for p in [process, *process.parents()]
+                ):
                     return process
             except psutil.NoSuchProcess:
                 continue

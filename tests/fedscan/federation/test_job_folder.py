@@ -51,7 +51,7 @@ def test_new_resolves_the_plan_and_writes_it_with_a_submission_into_both_apps(jo
 
 
 def test_settings_reach_parts_and_epochs_take_the_place_of_steps(template: Path, tmp_path: Path) -> None:
-    settings = ["training.local_steps=7", "model.preset=tiny", "model.classes=[\"x\"]", "window=lung"]
+    settings = ["training.local_steps=7", "model.preset=tiny", 'model.classes=["x"]', "window=lung"]
     plan = job_folder.new(template, tmp_path / "job", settings)
     assert (plan.training.local_steps, plan.training.local_epochs) == (7, None)
     assert (plan.model.preset, plan.model.classes, plan.window) == ("tiny", ("x",), "lung")
@@ -158,7 +158,9 @@ def test_the_job_package_holds_the_classes_that_jobs_name_and_nothing_else(repos
 
 
 def test_no_job_ships_code(repository: Path) -> None:
-    assert [p for p in (repository / "jobs").rglob("*") if p.name == "custom" or p.suffix in {".py", ".pt", ".pkl"}] == []
+    assert [
+        p for p in (repository / "jobs").rglob("*") if p.name == "custom" or p.suffix in {".py", ".pt", ".pkl"}
+    ] == []
 
 
 def test_init_is_remembered_beside_the_job_and_checked(template: Path, tmp_path: Path) -> None:

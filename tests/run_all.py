@@ -1,0 +1,72 @@
+"""`make test-all`: every test, in parts of at most an hour; a part that passed is not run again.
+
+A part counts as passed for the exact content of the tracked files: any change runs it anew. State: .test-all/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+STATE = ROOT / ".test-all"
+PART_LIMIT_S = 3600
+
+PARTS: dict[str, list[str]] = {
+    "quick": ["-m", "not slow", "-n", "2", "--dist", "loadscope", "tests"],
+    "ctslices-slow": ["-m", "slow", "tests/ctslices"],
+    "fedscan-slow": ["-m", "slow", "tests/fedscan"],
+    "runs-slow": ["-m", "slow", "tests/integration", "--ignore=tests/integration/test_kills.py"],
+    "kills": ["-m", "slow", "tests/integration/test_kills.py"],
+}
+NO_TESTS = 5
+
+
+def content_digest() -> str:
+    """SHA-256 over all tracked files and their content."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")
+    digest = hashlib.sha256()
+    for name in sorted(filter(None, names)):
+        path = ROOT / name.decode()
+        digest.update(name + b"\0" + (path.read_bytes() if path.is_file() else b"") + b"\0")
+    return digest.hexdigest()
+
+
+def run_part(name: str, arguments: list[str], digest: str) -> bool:
+    """Runs one part unless it has passed with this content."""
+    mark = STATE / name
+    if mark.exists() and mark.read_text() == digest:
+        print(f"{name}: passed before", flush=True)
+        return True
+    started = time.monotonic()
+    print(f"{name}: pytest {' '.join(arguments)}", flush=True)
+    try:
+        status = subprocess.run(
+            [sys.executable, "-m", "pytest", *arguments], cwd=ROOT, timeout=PART_LIMIT_S, check=False
+        ).returncode
+    except subprocess.TimeoutExpired:
+        print(f"{name}: stopped at the limit of {PART_LIMIT_S} s", flush=True)
+        return False
+    passed = status in (0, NO_TESTS)
+    print(f"{name}: {'passed' if passed else 'FAILED'} in {time.monotonic() - started:.0f} s", flush=True)
+    if passed:
+        mark.write_text(digest)
+    return passed
+
+
+def main() -> int:
+    """Runs all parts; the exit status says whether all have passed."""
+    STATE.mkdir(exist_ok=True)
+    if "--restart" in sys.argv:
+        for mark in STATE.iterdir():
+            mark.unlink()
+    digest = content_digest()
+    results = {name: run_part(name, arguments, digest) for name, arguments in PARTS.items()}
+    return 0 if all(results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
