@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 PICTURES_PER_BLOCK = 25
@@ -29,13 +28,9 @@ class Options:
     """Series with fewer source slices are refused."""
     allow_burned_in: bool = False
     """Take images that are marked as carrying burned-in text, and do not screen the pixels for it."""
-    patient_from: Literal["folder"] | Mapping[str, str] | None = None
-    """Who is the patient of a NIfTI or NRRD volume: `folder` (the first folder below the export), or a map from the
-    path relative to the export (of the file, or of a folder above it) to a patient. None: nobody is known."""
-    same_patient: Mapping[str, str] = field(default_factory=dict)
-    """identity: the identity that stands for the same person."""
-    exclude: frozenset[str] = frozenset()
-    """Patients, as the export names them, that must not get in."""
+    released: frozenset[tuple[str, int]] = frozenset()
+    """(path relative to the export, frame) of planes that a person of the site has looked at and found free of text:
+    the screen does not hold them back again."""
     not_scans: frozenset[str] = frozenset()
     """Absolute paths within the export that are the site's own tables (labels.csv, ...): neither read nor reported."""
 
@@ -50,5 +45,3 @@ class Options:
             raise ValueError(f"region must be 'chest' or 'any': got {self.region!r}")
         if self.min_slices < 1:
             raise ValueError(f"min_slices must be at least 1: got {self.min_slices}")
-        if isinstance(self.patient_from, str) and self.patient_from != "folder":
-            raise ValueError("patient_from must be 'folder', a map from path to patient, or None")

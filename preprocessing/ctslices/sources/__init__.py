@@ -1,0 +1,1 @@
+"""Readers of exports: headers only, one module for each format."""
