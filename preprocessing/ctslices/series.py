@@ -34,7 +34,8 @@ class StoredPixels:
     0 where the pixels are encapsulated."""
     big_endian: bool
     encapsulated: bool
-    deflated: bool
+    deflated_at: int | None
+    """Where in the file the deflated data set begins; None where nothing is deflated."""
     padding: tuple[int, int] | None
     """Lowest and highest stored value that are padding, inclusive."""
     file_bytes: int

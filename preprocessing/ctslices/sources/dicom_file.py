@@ -6,7 +6,7 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -79,6 +79,8 @@ class Parsed:
     pixels: PixelElement | None
     data_bytes: int
     """Size of what `PixelElement.offset` counts in: the file, or the inflated data set."""
+    deflated_at: int | None
+    """Where in the file the deflated data set begins; None where nothing is deflated."""
     file_bytes: int
     cut: bool
     """The last element reaches beyond the end."""
@@ -91,6 +93,8 @@ def looks_like_dicom(head: bytes) -> bool:
     if len(head) < 8:
         return False
     group, element = struct.unpack("<HH", head[:4])
+    if (group, element >> 8) == (0x0800, 0):
+        return head[4:6].isalpha() and head[4:6].isupper()  # big endian, which is explicit always
     if group not in {0x0002, 0x0008} or element > 0x0100:
         return False
     explicit = head[4:6].isalpha() and head[4:6].isupper()
@@ -132,18 +136,17 @@ def _parse(file: BinaryIO, file_bytes: int) -> Parsed | Refusal:
     meta = read_dataset(file, False, True, stop_when=_beyond_meta) if _peek(file)[:2] == b"\2\0" else {}
     syntax = text(dict(meta.items()), tags.TRANSFER_SYNTAX)
     implicit, big_endian = _encoding(syntax, _peek(file))
-    data_bytes = file_bytes
     if syntax == DeflatedExplicitVRLittleEndian:
-        inflated = _inflate(file)
+        start = file.tell()
+        inflated = inflate(file.read())
         if inflated is None:
             return Refusal(Reason.UNREADABLE, "the deflated data set is damaged or larger than 1 GiB")
-        file, data_bytes = BytesIO(inflated), len(inflated)
-    return _elements(file, syntax, implicit, big_endian, data_bytes, file_bytes)
+        parsed = _elements(BytesIO(inflated), syntax, False, False, len(inflated))
+        return replace(parsed, file_bytes=file_bytes, deflated_at=start)
+    return _elements(file, syntax, implicit, big_endian, file_bytes)
 
 
-def _elements(
-    file: BinaryIO, syntax: str, implicit: bool, big_endian: bool, data_bytes: int, file_bytes: int
-) -> Parsed:
+def _elements(file: BinaryIO, syntax: str, implicit: bool, big_endian: bool, data_bytes: int) -> Parsed:
     found: list[tuple[int, str | None, int]] = []
 
     def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
@@ -159,7 +162,7 @@ def _elements(
         tag, vr, length = found[0]
         pixels = PixelElement(tag, vr, length, file.tell() + (12 if vr in _LONG_VR else 8))
     cut = pixels is None and (file.tell() > data_bytes or _last_is_short(elements))
-    return Parsed(elements, dataset, syntax, big_endian, pixels, data_bytes, file_bytes, cut)
+    return Parsed(elements, dataset, syntax, big_endian, pixels, data_bytes, None, data_bytes, cut)
 
 
 def _beyond_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
@@ -184,10 +187,13 @@ def _encoding(syntax: str, first: bytes) -> tuple[bool, bool]:
     return not explicit, explicit and int.from_bytes(first[:2], "little") >= 1024
 
 
-def _inflate(file: BinaryIO) -> bytes | None:
-    """The deflated rest of the file (PS3.5 section A.5); None where it is damaged or beyond the limit."""
+def inflate(deflated: bytes) -> bytes | None:
+    """A deflated data set (PS3.5 section A.5); None where it is damaged or beyond 1 GiB."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    data = inflater.decompress(file.read(), INFLATED_LIMIT_BYTES)
+    try:
+        data = inflater.decompress(deflated, INFLATED_LIMIT_BYTES)
+    except zlib.error:
+        return None
     return data if inflater.eof else None
 
 

@@ -68,7 +68,7 @@ def stored_pixels(path: Path, parsed: Parsed, frames: int) -> StoredPixels | Ref
         offset=0 if encapsulated else element.offset,
         big_endian=parsed.big_endian,
         encapsulated=encapsulated,
-        deflated=parsed.transfer_syntax == DeflatedExplicitVRLittleEndian,
+        deflated_at=parsed.deflated_at,
         padding=_padding(parsed, stored, representation == 1),
         file_bytes=parsed.file_bytes,
     )
