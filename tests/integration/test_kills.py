@@ -104,9 +104,6 @@ def test_the_whole_command_killed_at_random_moments(
     time.sleep(random.Random(seed).uniform(6, 30))
     os.kill(command.pid, signal.SIGKILL)
     command.communicate()
-    if not (run / "run.json").exists():
-        command = start(job, stores, run)
-    else:
-        command = fedscan("job", "resume", str(run))
+    command = start(job, stores, run) if not (run / "run.json").exists() else fedscan("job", "resume", str(run))
     finish(run, command)
     check(job, stores, run, tmp_path)

@@ -27,7 +27,7 @@ def test_lines_come_back_as_they_were_written(tmp_path: Path) -> None:
     for number in range(3):
         records.append(path, record(number, 0.5))
     assert [r.round for r in records.read(path)] == [0, 1, 2]
-    assert list(records.read(path))[0] == record(0, 0.5)
+    assert next(iter(records.read(path))) == record(0, 0.5)
 
 
 def test_a_torn_last_line_is_passed_over_and_closed_off(tmp_path: Path) -> None:
