@@ -53,14 +53,17 @@ class HospitalProfile:
     kinds: tuple[Kind, ...]
     contrast_share: float
     padding_value: int | None = None
-    """Stored value outside the reconstruction circle; None: the scanner fills the square."""
+    """Stored value outside the reconstruction circle; None: that is air, as everywhere around the patient."""
     compression: Literal["none", "rle", "jpeg2000"] = "none"
+    intercept_hu: int = -1024
+    signed: bool = False
+    """Whether stored values are signed."""
 
 
 PROFILES: tuple[HospitalProfile, HospitalProfile, HospitalProfile] = (
     HospitalProfile(
         "north", "GE MEDICAL SYSTEMS", "LightSpeed VCT", "STANDARD", 0.25, 14.0, 120.0, 160, 400.0, 9.0, 5.0,
-        (18.0, 7.0), (1.02, 0.05), 0.45, 0.35, ("ground-glass", "consolidation"), 0.3, padding_value=-2000,
+        (18.0, 7.0), (1.02, 0.05), 0.45, 0.35, ("ground-glass", "consolidation"), 0.3, padding_value=-2000, signed=True,
     ),
     HospitalProfile(
         "harbour", "SIEMENS", "SOMATOM Definition", "B70f", 0.85, 24.0, 100.0, 144, 380.0, 10.0, 3.0,
@@ -68,7 +71,8 @@ PROFILES: tuple[HospitalProfile, HospitalProfile, HospitalProfile] = (
     ),
     HospitalProfile(
         "valley", "Philips", "Brilliance 64", "B", 0.1, 10.0, 140.0, 128, 420.0, 10.0, 8.0,
-        (26.0, 9.0), (1.05, 0.06), 0.5, 0.2, ("nodules", "effusion", "ground-glass"), 0.6, compression="jpeg2000",
+        (26.0, 9.0), (1.05, 0.06), 0.5, 0.2, ("nodules", "effusion", "ground-glass"), 0.6,
+        compression="jpeg2000", intercept_hu=-1000,
     ),
 )  # fmt: skip
 """Three hospitals that differ in scanner, dose, build of their patients and share of disease."""
