@@ -7,7 +7,7 @@ import os
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -155,6 +155,45 @@ class WorkerPool(Generic[Task, Result]):
         if not good:
             return Outcome(worker.task, "failed", error=answer)
         return Outcome(worker.task, "done", answer)
+
+
+def call(task: tuple[Callable[[Any], Any], Any]) -> Any:
+    """A pool's function where each task brings its own: (function, argument)."""
+    function, argument = task
+    return function(argument)
+
+
+def call_each(task: tuple[Callable[[Any], Any], list[Any]]) -> list[Any]:
+    """Several small calls in one task."""
+    function, arguments = task
+    return [function(argument) for argument in arguments]
+
+
+def ordered_map(
+    pool: WorkerPool[Any, Any], function: Callable[[Any], Any], items: Sequence[Any], chunk: int = 32
+) -> Iterator[Any]:
+    """`map(function, items)` over a pool whose function is `call`, in chunks; results in the order of `items`.
+
+    RuntimeError, without any text of the items, when a chunk's process dies or its function raises.
+    """
+    chunks = [(function, list(items[start : start + chunk])) for start in range(0, len(items), chunk)]
+    done: dict[int, list[Any]] = {}
+    following = 0
+    for outcome in pool.run([(call_numbered, (number, task)) for number, task in enumerate(chunks)]):
+        if outcome.state != "done":
+            raise RuntimeError(f"a worker did not finish its part of the work: {outcome.error or outcome.state}")
+        assert outcome.result is not None
+        number, results = outcome.result
+        done[number] = results
+        while following in done:
+            yield from done.pop(following)
+            following += 1
+
+
+def call_numbered(task: tuple[int, Any]) -> tuple[int, list[Any]]:
+    """`call_each` that says which chunk it was."""
+    number, chunk = task
+    return number, call_each(chunk)
 
 
 def default_workers() -> int:

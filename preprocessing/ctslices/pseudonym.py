@@ -37,7 +37,7 @@ class SiteKey:
 
     @property
     def fingerprint(self) -> str:
-        """64 hexadecimal digits by which a store knows its key again: SHA-256 of an HMAC, which reveals no bit of it."""
+        """64 hexadecimal digits by which a store knows its key again, and which reveal no bit of it."""
         return hashlib.sha256(bytes.fromhex(self._hmac("fingerprint", ""))).hexdigest()
 
 
