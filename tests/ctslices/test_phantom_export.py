@@ -33,7 +33,8 @@ def _read(path: Path) -> pydicom.FileDataset | None:
         with warnings.catch_warnings():
             # The truncated slice of a compressed series warns before it is read as far as it goes.
             warnings.simplefilter("ignore", UserWarning)
-            return pydicom.dcmread(path)
+            ds = pydicom.dcmread(path)
+            return ds if "Modality" in ds else None
     except (InvalidDicomError, EOFError):
         return None
 
@@ -61,7 +62,7 @@ def test_the_first_patients_series_reads_back_to_its_hu(export: tuple[int, Path]
     inside = np.hypot(side[:, None], side[None]) < profile.matrix / 2 - 1
     error = (got - np.maximum(want, profile.intercept_hu))[:, inside]
     assert abs(error.mean()) < 2
-    assert np.sqrt(np.square(error).mean()) < 1.7 * profile.noise_hu
+    assert np.sqrt(np.square(error).mean()) < 1.6 * profile.noise_hu * (1 + 0.8 * profile.sharpness)
     corner = -3024 if profile.padding_value == -2000 else profile.intercept_hu
     assert set(got[:, 0, 0]) == {corner}
 
@@ -79,9 +80,11 @@ def test_the_mess_is_there(export: tuple[int, Path]) -> None:
     assert sorted(instances.values())[-2:] == [1, 2]
     first = {ds.ConvolutionKernel for ds in good if ds.PatientID.endswith("00000") and ds.get("SeriesNumber") in (2, 3)}
     assert len(first) == 2
-    broken = [ds for ds in good if ds.Modality == "CT" and len(ds.get("PixelData", b"")) == 0]
-    sizes = [path.stat().st_size for path, ds in read.items() if ds is not None and ds.get("SeriesNumber") == 2]
-    assert broken or min(sizes) < 0.8 * np.median(sizes)
+    # pydicom reads a truncated file as one without pixels, short of pixels, or not at all, by its syntax.
+    unread = {path for path, ds in read.items() if ds is None and path.name not in ("DISC.txt", "labels.csv")}
+    sizes = {path: path.stat().st_size for path, ds in read.items() if ds is not None and ds.get("SeriesNumber") == 2}
+    short = {path for path, size in sizes.items() if size < 0.8 * np.median(list(sizes.values()))}
+    assert len(unread | short) == 1
 
 
 def test_labels_name_chest_patients_alone(export: tuple[int, Path]) -> None:
