@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID
 
 from ctslices.native import FileChangedError, native_values
@@ -58,7 +58,7 @@ def _decoded(path: str, frame: int, pixels: StoredPixels) -> NDArray[np.integer]
         if plugin not in decoder.available_plugins:
             continue
         try:
-            values, _ = decoder.as_array(dataset, index=frame, raw=True, decoding_plugin=plugin)
+            values: NDArray[np.integer] = decoder.as_array(dataset, index=frame, raw=True, decoding_plugin=plugin)[0]
         except _CODEC_ERRORS as caught:
             error = caught
             continue

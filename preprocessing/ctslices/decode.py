@@ -58,10 +58,11 @@ def stored_values(
 
 
 def _other_planes(series: Series, indices: Sequence[int]) -> Iterator[NDArray[np.float32] | Rejected]:
-    if series.kind is SourceKind.NIFTI:
-        from ctslices.sources import nifti as source
-    elif series.kind is SourceKind.NRRD:
-        from ctslices.sources import nrrd as source  # type: ignore[no-redef]
-    else:
-        from ctslices.sources import pictures as source  # type: ignore[no-redef]
-    yield from source.read_planes(series, indices)
+    from ctslices.sources import nifti, nrrd, pictures
+
+    readers = {
+        SourceKind.NIFTI: nifti.read_planes,
+        SourceKind.NRRD: nrrd.read_planes,
+        SourceKind.PICTURES: pictures.read_planes,
+    }
+    yield from readers[series.kind](series, indices)

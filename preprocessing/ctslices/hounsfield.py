@@ -17,12 +17,11 @@ def to_hu(
     outside the reconstruction circle with -2000, -2048, -3024, ...) become -1024; nothing is clipped above. Whether
     the picture is MONOCHROME1 or MONOCHROME2 changes its display and not its HU.
     """
-    wide = stored.dtype.itemsize > 2
-    hu = stored.astype(np.float64 if wide else np.float32)
+    hu: NDArray[np.floating] = stored.astype(np.float64 if stored.dtype.itemsize > 2 else np.float32)
     if slope != 1.0:
-        hu *= slope
+        np.multiply(hu, slope, out=hu)
     if intercept != 0.0:
-        hu += intercept
+        np.add(hu, intercept, out=hu)
     np.maximum(hu, AIR_HU, out=hu)
     if padding is not None and max(slope * end + intercept for end in padding) > AIR_HU:
         low, high = padding

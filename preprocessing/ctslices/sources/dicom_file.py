@@ -131,10 +131,12 @@ def _attempt(file: BinaryIO, file_bytes: int) -> Parsed | Refusal:
 
 
 def _parse(file: BinaryIO, file_bytes: int) -> Parsed | Refusal:
-    start = file.read(132)
-    file.seek(132 if start[128:] == b"DICM" else 0)
-    meta = read_dataset(file, False, True, stop_when=_beyond_meta) if _peek(file)[:2] == b"\2\0" else {}
-    syntax = text(dict(meta.items()), tags.TRANSFER_SYNTAX)
+    preamble = file.read(132)
+    file.seek(132 if preamble[128:] == b"DICM" else 0)
+    meta: dict[int, Any] = {}
+    if _peek(file)[:2] == b"\2\0":
+        meta.update(read_dataset(file, False, True, stop_when=_beyond_meta).items())
+    syntax = text(meta, tags.TRANSFER_SYNTAX)
     implicit, big_endian = _encoding(syntax, _peek(file))
     if syntax == DeflatedExplicitVRLittleEndian:
         start = file.tell()
@@ -156,7 +158,7 @@ def _elements(file: BinaryIO, syntax: str, implicit: bool, big_endian: bool, dat
         return False
 
     dataset = read_dataset(file, implicit, not big_endian, stop_when=at_pixels, specific_tags=list(tags.WANTED))
-    elements = dict(dataset.items())
+    elements: dict[int, Any] = {int(tag): element for tag, element in dataset.items()}
     pixels = None
     if found:
         tag, vr, length = found[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,16 +86,17 @@ def steps_of(positions_mm: Sequence[float]) -> Steps:
     nominal = float(np.median(steps))
     tolerance = max(0.05, 0.05 * nominal)
     times = np.maximum(np.rint(steps / nominal), 1)
-    fits = np.abs(steps - times * nominal) <= tolerance * times
+    fits = np.abs(steps - times * nominal) <= tolerance
     is_gap = fits & (times >= 2)
-    gaps = tuple((float(positions_mm[at]), float(steps[at])) for at in np.flatnonzero(is_gap))
+    gaps = tuple((float(positions_mm[at]), float(steps[at])) for at in np.flatnonzero(is_gap).tolist())
     return Steps(nominal, gaps, bool((~fits).any()))
 
 
 def normal_of(frame: Frame) -> NDArray[np.float64]:
     """Unit normal float64 [3] of a frame whose geometry has been judged."""
     assert frame.orientation is not None
-    normal = np.cross(frame.orientation[:3], frame.orientation[3:])
+    row, column = np.asarray(frame.orientation[:3], float), np.asarray(frame.orientation[3:], float)
+    normal: NDArray[np.float64] = np.cross(row, column)
     return normal / np.linalg.norm(normal)
 
 
@@ -122,15 +123,21 @@ def _time_points(planes: list[Plane]) -> list[list[Plane]]:
     """Planes that repeat positions, parted by the first attribute (or all of them) that tells the repeats apart."""
     if not _repeats(planes):
         return [planes]
-    count = len(planes[0].frame.stack)
-    keys: list[Callable[[Plane], object]] = [lambda plane, at=at: plane.frame.stack[at] for at in range(count)]  # type: ignore[misc]
-    for key in [*keys, lambda plane: (plane.frame.image_type, plane.frame.stack)]:
-        parts: dict[object, list[Plane]] = defaultdict(list)
-        for plane in planes:
-            parts[key(plane)].append(plane)
+    marks: list[dict[object, list[Plane]]] = []
+    for at in range(len(planes[0].frame.stack)):
+        marks.append(_parted((plane.frame.stack[at], plane) for plane in planes))
+    marks.append(_parted(((plane.frame.image_type, plane.frame.stack), plane) for plane in planes))
+    for parts in marks:
         if len(parts) > 1 and not any(_repeats(part) for part in parts.values()):
             return list(parts.values())
     return [planes]
+
+
+def _parted(marked: Iterable[tuple[object, Plane]]) -> dict[object, list[Plane]]:
+    parts: dict[object, list[Plane]] = defaultdict(list)
+    for mark, plane in marked:
+        parts[mark].append(plane)
+    return parts
 
 
 def _repeats(planes: Sequence[Plane]) -> bool:

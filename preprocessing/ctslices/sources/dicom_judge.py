@@ -19,7 +19,10 @@ SPACING_LIMITS_MM = (0.05, 10.0)
 
 _MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 _LOCALIZER = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM"})
-_REFORMATTED = frozenset({"MPR", "REFORMATTED", "CPR", "MIP", "MINIP", "VRT", "SSD", "PROJECTION", "CORONAL", "SAGITTAL"})
+_REFORMATTED = frozenset(
+    {"MPR", "REFORMATTED", "CPR", "MIP", "MINIP", "VRT", "SSD", "PROJECTION", "CORONAL", "SAGITTAL"}
+)
+_NOT_DENSITY = frozenset({"PERFUSION", "CBF", "CBV", "RCBF", "RCBV", "MTT", "TTP", "TMAX"})
 
 
 def read_header(path: Path, allow_burned_in: bool = False) -> Header | Refusal:
@@ -103,8 +106,8 @@ def _rescale(header: Header) -> Refusal | None:
             return Refusal(Reason.NOT_HU, "rescale slope or intercept is missing or malformed")
         if not 1e-6 <= abs(frame.slope) <= 1e3 or abs(frame.intercept) > 1e6:
             return Refusal(Reason.NOT_HU, "rescale slope or intercept is out of any CT's range")
-        if frame.rescale_type.upper() not in {"", "HU"}:
-            return Refusal(Reason.NOT_HU, "a rescale type other than HU")
+        if frame.rescale_type.upper() not in {"", "HU"} or _words(frame) & _NOT_DENSITY:
+            return Refusal(Reason.NOT_HU, "a rescale type other than HU, or a perfusion map")
     return None
 
 
@@ -119,13 +122,13 @@ def _words(frame: Frame) -> set[str]:
     return {word for value in frame.image_type for word in re.split(r"[^A-Z0-9]+", value.upper())}
 
 
-_MODALITIES = frozenset(
+_MODALITIES = (
     "AR ASMT AU BI BMD CR CTPROTOCOL DMS DG DOC DX ECG EPS ES FID GM HC HD IO IOL IVOCT IVUS KER KO LEN LP LS MG MR"
     " M3D NM OAM OCT OP OPM OPT OPV OSS OT PLAN PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD"
-    " RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN TEXTUREMAP TG US VA XA XAPROTOCOL XC".split()
+    " RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN TEXTUREMAP TG US VA XA XAPROTOCOL XC"
 )
 
 
 def _safe_modality(modality: str) -> str:
     """The modality where it is one of the standard's (PS3.3 C.7.3.1.1.1), so that no free text gets into a detail."""
-    return modality if modality in _MODALITIES else "not a modality of the standard"
+    return modality if modality in _MODALITIES.split() else "not a modality of the standard"

@@ -87,4 +87,4 @@ def _choose(family: Sequence[Stack], kernel: str | None) -> Family:
 
 
 def _names(raw: str, wanted: str) -> bool:
-    return wanted.casefold() in {raw.casefold(), raw.split("\\")[0].strip().casefold()}
+    return wanted.casefold() in {raw.casefold(), raw.partition("\\")[0].strip().casefold()}

@@ -13,18 +13,13 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from pydicom.charset import convert_encodings
+from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.dataelem import RawDataElement
-from pydicom.dataset import Dataset
 
 _DECIMAL = re.compile(rb"[ ]*[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?[ \0]*")
+_TEXT_DELIMITERS = {0x0A, 0x0C, 0x0D}
+"""Characters that reset the script (PS3.5 section 6.1.2.5.3): line feed, form feed, carriage return."""
 _SHORT = {2: ("H", "h"), 4: ("I", "i")}
-
-
-def elements_of(dataset: Dataset) -> Mapping[int, Any]:
-    """The data set's elements as read (RawDataElement, or DataElement where pydicom had to parse a sequence)."""
-    elements: Mapping[int, Any] = dataset._dict
-    return elements
 
 
 def raw_bytes(elements: Mapping[int, Any], tag: int) -> bytes | None:
@@ -55,9 +50,7 @@ def national_text(elements: Mapping[int, Any], tag: int) -> str:
     if value.isascii() and b"\x1b" not in value:
         return value.decode("ascii").strip(" \0")
     encodings = convert_encodings([part or "ISO_IR 6" for part in texts(elements, 0x00080005)] or "ISO_IR 6")
-    from pydicom.charset import TEXT_VR_DELIMS, decode_bytes
-
-    return decode_bytes(value, encodings, TEXT_VR_DELIMS).strip(" \0")
+    return decode_bytes(value, encodings, _TEXT_DELIMITERS).strip(" \0")
 
 
 def decimals(elements: Mapping[int, Any], tag: int, count: int) -> tuple[float, ...] | None:

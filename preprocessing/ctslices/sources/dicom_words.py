@@ -76,4 +76,4 @@ def sharpness(raw: str) -> float:
 
 
 def _first(raw: str) -> str:
-    return raw.split("\\")[0].strip()
+    return raw.split("\\", maxsplit=1)[0].strip()
