@@ -56,7 +56,7 @@ def read(path: Path, relative: str) -> Series | Rejected:
         return Rejected(relative, Reason.UNREADABLE, "the NIfTI header cannot be read")
 
 
-def planes(series: Series, indices: Sequence[int]) -> Iterator[NDArray[np.float32] | Rejected]:
+def read_planes(series: Series, indices: Sequence[int]) -> Iterator[NDArray[np.float32] | Rejected]:
     """float32 [rows, columns] HU of the planes at `indices` of `series.planes`, or why one cannot be had."""
     ref = series.planes[0]
     try:
@@ -77,7 +77,7 @@ def _plane(values: Any, axes: Axes, series: Series, index: int) -> NDArray[np.fl
     where[axes.stack] = series.planes[index].frame
     try:
         with quiet():
-            plane = as_hu(np.asarray(values[tuple(where)]), rows_first=axes.rows < axes.columns)
+            plane = as_hu(np.asarray(values[tuple(where)]))
     except (*_BROKEN, OSError, IndexError) as error:
         return broken_at_decoding(series.planes[index], error)
     return plane if plane.shape == series.geometry.shape else changed(series.planes[index])

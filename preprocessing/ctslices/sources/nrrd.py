@@ -70,7 +70,7 @@ def data_file(path: Path) -> Path | None:
     return None if name is None else path.parent / name
 
 
-def planes(series: Series, indices: Sequence[int]) -> Iterator[NDArray[np.float32] | Rejected]:
+def read_planes(series: Series, indices: Sequence[int]) -> Iterator[NDArray[np.float32] | Rejected]:
     """float32 [rows, columns] HU of the planes at `indices` of `series.planes`, or why one cannot be had."""
     ref, geometry = series.planes[0], series.geometry
     assert geometry is not None
@@ -86,7 +86,7 @@ def planes(series: Series, indices: Sequence[int]) -> Iterator[NDArray[np.float3
         if series.planes[index].frame >= values.shape[axes.stack]:
             yield changed(series.planes[index])
             continue
-        plane = as_hu(values[tuple(where)], rows_first=axes.rows < axes.columns)
+        plane = as_hu(values[tuple(where)])
         yield plane if plane.shape == geometry.shape else changed(series.planes[index])
 
 

@@ -53,7 +53,7 @@ def label_of(relative: str) -> str:
     return relative.rpartition("/")[0].rpartition("/")[2]
 
 
-def planes(series: Series, indices: Sequence[int]) -> Iterator[NDArray[np.float32] | Rejected]:
+def read_planes(series: Series, indices: Sequence[int]) -> Iterator[NDArray[np.float32] | Rejected]:
     """float32 [rows, columns], grey 0..255 (no HU), of the pictures at `indices` of `series.planes`, or why not."""
     for index in indices:
         plane = series.planes[index]

@@ -93,10 +93,12 @@ def refusal(relative: str, error: HeaderError) -> Rejected:
     return Rejected(relative, error.reason, str(error))
 
 
-def as_hu(plane: NDArray[np.generic], rows_first: bool) -> NDArray[np.float32]:
-    """float32 [rows, columns], C order, from a plane in array order; NaN is padding, and nothing is below -1024."""
-    values = np.asarray(plane, dtype=np.float32)
-    hu = np.ascontiguousarray(values if rows_first else values.T)
+def as_hu(plane: NDArray[np.generic]) -> NDArray[np.float32]:
+    """float32 [rows, columns], C order, from a plane in array order [columns, rows] (`axes_of`).
+
+    NaN is padding, and nothing is below -1024 HU.
+    """
+    hu = np.ascontiguousarray(np.asarray(plane, dtype=np.float32).T)
     if np.isnan(hu.min(initial=0)):
         hu = np.where(np.isnan(hu), np.float32(AIR_HU), hu)
     floored: NDArray[np.float32] = np.maximum(hu, np.float32(AIR_HU))
