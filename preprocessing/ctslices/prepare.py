@@ -38,7 +38,7 @@ from ctslices.quarantine import quarantine_path, released_planes, write_quaranti
 from ctslices.reject import Reason, Rejected
 from ctslices.rejected import count_by_reason, rejected_path, write_rejected
 from ctslices.report import PrepareReport, label_counts, split_counts, store_notes
-from ctslices.sources import scan
+from ctslices.sources.scan import find
 from ctslices.store import MANIFEST, SliceStore, StoreError, read_manifest
 from ctslices.swap import put_in_place, recover
 from ctslices.version import VERSION
@@ -202,7 +202,7 @@ class _Run:
                 self.progress("reading headers", done, len(files))
                 yield result
 
-        series, rejected = scan.find(self.export, self.options, mapper)
+        series, rejected = find(self.export, self.options, mapper)
         owned, refused = self.owners.assign(series, self.key)
         return owned, rejected + refused
 

@@ -1,0 +1,115 @@
+"""Tables, JSON and the progress bar for people at a terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ctslices.report import PrepareReport
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr; what it yields takes (phase, done, total)."""
+    columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def follow(phase: str, done: int, total: int) -> None:
+            if phase not in tasks:
+                tasks[phase] = progress.add_task(phase, total=total or None)
+            progress.update(tasks[phase], completed=done, total=total or None)
+
+        yield follow
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    return table
+
+
+def _counts(title: str, what: str, counts: Mapping[str, int]) -> list[Table]:
+    return [_table(title, (what, "count"), list(counts.items()))] if counts else []
+
+
+def print_report(report: PrepareReport, store: Path) -> None:
+    """What `prepare` did, and what to do next."""
+    console = Console()
+    unit = "patients" if report.unit == "patient" else "volumes or blocks of pictures (no patients are known)"
+    if report.unchanged:
+        console.print("Nothing to do: the export and the options are those that this store was made from.")
+    console.print(f"{report.slices} slices of {report.patients} {unit}, {report.series} series")
+    sides = [(side, c["patients"], c["slices"]) for side, c in report.by_split.items()]
+    console.print(_table("Split", ("side", "patients" if report.unit == "patient" else "images", "slices"), sides))
+    for table in (
+        *_counts("Labels", "label", report.labels),
+        *_counts("Rejected", "reason", report.rejected),
+        *_counts("Slices dropped by region", "shows", report.dropped_by_region),
+    ):
+        console.print(table)
+    for option, rows in report.unmatched.items():
+        shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+        console.print(f"{option}: {len(rows)} row(s) matched nothing in the export: {shown}", highlight=False)
+    for note in report.notes:
+        console.print(f"Note: {note}", highlight=False)
+    for line in _next(report, store):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _next(report: PrepareReport, store: Path) -> Iterator[str]:
+    if report.rejected:
+        yield f"What was rejected, file by file: {store.name}.rejected.jsonl beside the store, for this site alone."
+    if report.quarantined:
+        yield (
+            f"{report.quarantined} slice(s) may carry burned-in text: look at them in {store.name}.quarantine, write "
+            "yes under release in its list.csv for those that do not, and run the same command again."
+        )
+    if not report.slices:
+        yield "The store is empty: see the reasons above; --region any and --min-slices 1 take more."
+        return
+    yield f"Next: fedscan inspect {store}"
+
+
+def print_inspection(found: Mapping[str, Any], store: Path, picture: Path | None) -> None:
+    """What `inspect` found."""
+    console = Console()
+    low, high = found["value_range"]
+    what = "HU" if found["values"] == "hu" else "grey values"
+    field = "" if found["field_mm"] is None else f", field {found['field_mm']:g} mm"
+    console.print(
+        f"{found['slices']} slices of {found['size']} x {found['size']} pixels{field}, {what} {low}..{high}; "
+        f"{found['patients']} {'patients' if found['unit'] == 'patient' else 'images (no patients are known)'}, "
+        f"{found['series']} series; whole and as written",
+        highlight=False,
+    )
+    splits = [(side, c["patients"], c["slices"]) for side, c in found["by_split"].items()]
+    console.print(_table("Split", ("side", "patients", "slices"), splits))
+    if found["labels"]:
+        rows = [(name, c["train"], c["holdout"]) for name, c in found["labels"].items()]
+        console.print(_table("Slices by label", ("label", "train", "holdout"), rows))
+    names = ("manufacturer", "kernel", "kvp", "spacing_mm", "thickness_mm", "series", "slices")
+    scanners = [["" if row[name] is None else row[name] for name in names] for row in found["scanners"]]
+    console.print(_table("Scanners", names, scanners))
+    for table in (
+        *_counts("Rejected", "reason", found["rejected"]),
+        *_counts("Slices dropped by region", "shows", found["dropped_by_region"]),
+        *_counts("Notes on series", "note", found["series_notes"]),
+    ):
+        console.print(table)
+    for note in found["notes"]:
+        console.print(f"Note: {note}", highlight=False)
+    console.print("" if picture is None else f"Picture: {picture}", highlight=False, soft_wrap=True)
