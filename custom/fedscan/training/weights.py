@@ -1,0 +1,167 @@
+"""Named weights and updates: start, difference, check, weighted mean, digest. All on the CPU, float32 by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+
+from fedscan.plan import ModelPlan, Plan
+from fedscan.training.seeds import derived_generator
+
+Weights: TypeAlias = dict[str, torch.Tensor]
+"""Every parameter of a network by its name (there are no buffers); an update has the same names and shapes."""
+
+NAMED_AT_MOST = 5
+"""Tensors that a reason names; more are counted."""
+
+
+def initial_weights(plan: Plan) -> Weights:
+    """The fresh network's weights, float32; they follow from the plan's seed and model alone."""
+    from fedscan.diffusion.network import build_network  # MONAI: too heavy for those who only add and compare
+
+    network = build_network(plan.model, derived_generator("initial weights", plan.seed))
+    return {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+
+
+def shapes_of(model: ModelPlan) -> Weights:
+    """The network's parameters as tensors without memory (device `meta`): names, shapes and dtypes alone."""
+    from fedscan.diffusion.network import DiffusionNetwork
+
+    with torch.device("meta"):
+        return {name: parameter.detach() for name, parameter in DiffusionNetwork(model).named_parameters()}
+
+
+def difference(new: Weights, old: Weights) -> Weights:
+    """float32 `new` - `old` by name: what a site sends."""
+    return {name: (new[name].detach() - tensor).contiguous() for name, tensor in old.items()}
+
+
+def apply_update(weights: Weights, update: Weights) -> Weights:
+    """float32 `weights` + `update` by name."""
+    return {name: tensor + update[name] for name, tensor in weights.items()}
+
+
+def update_norm(update: Weights) -> float:
+    """L2 norm over all tensors together, summed in float64 in the order of names."""
+    return math.sqrt(math.fsum(float(update[name].double().square().sum()) for name in sorted(update)))
+
+
+def digest(weights: Weights) -> str:
+    """SHA-256 (hex) over names, dtypes, shapes and little-endian values, in the order of names."""
+    sha256 = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().contiguous()
+        head = json.dumps([name, str(tensor.dtype), list(tensor.shape)], separators=(",", ":")).encode()
+        sha256.update(len(head).to_bytes(8, "little") + head)
+        sha256.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return sha256.hexdigest()
+
+
+def check_update(update: Mapping[str, object], reference: Weights) -> list[str]:
+    """Reasons not to take `update` where tensors like `reference` are wanted; empty: it is good.
+
+    Names missing, extra, of no dense tensor, of another shape or dtype, or with values that are not finite. No reason
+    holds a value.
+    """
+    reasons = _names("lacks", (name for name in reference if name not in update))
+    reasons += _names("has unknown", (name for name in update if name not in reference))
+    faults: dict[str, list[str]] = {}
+    for name, wanted in reference.items():
+        if name in update and (fault := _fault(update[name], wanted)):
+            faults.setdefault(fault, []).append(name)
+    for fault, names in faults.items():
+        reasons += _names(fault, names)
+    return reasons
+
+
+def _fault(got: object, wanted: torch.Tensor) -> str | None:
+    if not isinstance(got, torch.Tensor) or got.layout != torch.strided or got.device.type != "cpu":
+        return "is no dense CPU tensor at"
+    if got.dtype != wanted.dtype:
+        return f"has {got.dtype}, wanted {wanted.dtype}, at"
+    if got.shape != wanted.shape:
+        shape = f"{list(got.shape)}"[:60]
+        return f"has shape {shape}, wanted {list(wanted.shape)}, at"
+    return None if bool(torch.isfinite(got).all()) else "has values that are not finite at"
+
+
+def _names(fault: str, names: Iterable[object]) -> list[str]:
+    found = list(names)
+    if not found:
+        return []
+    first = ", ".join(name[:80] if isinstance(name, str) and name.isprintable() else "(odd)" for name in found[:5])
+    more = f" and {len(found) - NAMED_AT_MOST} more" if len(found) > NAMED_AT_MOST else ""
+    return [f"{fault} {first}{more}"]
+
+
+def contribution_weight(plan: Plan, examples: int, patients: int) -> float:
+    """What the plan's `weighting` gives a site: its slices, its patients, or 1. Not yet a share."""
+    return {"examples": float(examples), "patients": float(patients), "uniform": 1.0}[plan.weighting]
+
+
+def shares(raw: Mapping[str, float]) -> dict[str, float]:
+    """Each site's weight over the sum of all (summed exactly), sorted by site name."""
+    _check_total(total := math.fsum(raw.values()), len(raw))
+    return {site: raw[site] / total for site in sorted(raw)}
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One site's update and its weight."""
+
+    weight: float
+    update: Weights
+
+
+class Accumulator:
+    """A weighted sum of updates in float64; takes one at a time, so that memory does not grow with the sites.
+
+    Sites are added in the order of their names: float64 sums depend on the order.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Weights = {}
+        self._sites: list[str] = []
+        self._weights: list[float] = []
+
+    def add(self, site: str, weight: float, update: Weights) -> None:
+        """Adds weight x update. Raises ValueError for a weight below 0 or not finite, or a site out of order."""
+        if self._sites and site <= self._sites[-1]:
+            raise ValueError(f"site {site!r} must come after {self._sites[-1]!r}: add sites sorted by name, each once")
+        if not (math.isfinite(weight) and weight >= 0.0):
+            raise ValueError(f"weight of site {site!r} must be finite and at least 0, got {weight}")
+        for name, tensor in update.items():
+            addend = tensor.double() * weight
+            self._sums[name] = self._sums[name].add_(addend) if name in self._sums else addend
+        self._sites.append(site)
+        self._weights.append(weight)
+
+    def result(self, weights: Weights) -> Weights:
+        """float32 `weights` + sum / total weight. Raises ValueError where no site or no weight was added."""
+        _check_total(total := math.fsum(self._weights), len(self._sites))
+        return {name: (tensor.double() + self._sums[name] / total).float() for name, tensor in weights.items()}
+
+
+def aggregate(weights: Weights, contributions: Mapping[str, Contribution]) -> Weights:
+    """The new global weights, float32: `weights` plus the weighted mean of the updates (McMahan et al. 2017, alg. 1).
+
+    float64 sums in the order of site names, so the result does not depend on who answered first. Raises ValueError for
+    no contributions or a total weight that is not positive and finite.
+    """
+    sums = Accumulator()
+    for site in sorted(contributions):
+        sums.add(site, contributions[site].weight, contributions[site].update)
+    return sums.result(weights)
+
+
+def _check_total(total: float, sites: int) -> None:
+    if sites == 0:
+        raise ValueError("no contributions: a mean needs at least one site's update")
+    if not (math.isfinite(total) and total > 0.0):
+        raise ValueError(f"total weight of {sites} sites must be positive and finite, got {total}")
