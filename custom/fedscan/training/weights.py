@@ -59,7 +59,7 @@ def digest(weights: Weights) -> str:
         tensor = weights[name].detach().contiguous()
         head = json.dumps([name, str(tensor.dtype), list(tensor.shape)], separators=(",", ":")).encode()
         sha256.update(len(head).to_bytes(8, "little") + head)
-        sha256.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha256.hexdigest()
 
 
