@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from ctslices.report import PrepareReport
 
@@ -35,14 +36,15 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         yield follow
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    table = Table(*columns, title=title, title_justify="left")
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Group:
+    """The title as a line of its own: rich wraps a table's title to the table's width."""
+    table = Table(*columns)
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    return table
+    return Group(Text(f"\n{title}"), table)
 
 
-def _counts(title: str, what: str, counts: Mapping[str, int]) -> list[Table]:
+def _counts(title: str, what: str, counts: Mapping[str, int]) -> list[Group]:
     return [_table(title, (what, "count"), list(counts.items()))] if counts else []
 
 
@@ -52,7 +54,7 @@ def print_report(report: PrepareReport, store: Path) -> None:
     unit = "patients" if report.unit == "patient" else "volumes or blocks of pictures (no patients are known)"
     if report.unchanged:
         console.print("Nothing to do: the export and the options are those that this store was made from.")
-    console.print(f"{report.slices} slices of {report.patients} {unit}, {report.series} series")
+    console.print(f"{report.slices} slices of {report.patients} {unit}, {report.series} series", highlight=False)
     sides = [(side, c["patients"], c["slices"]) for side, c in report.by_split.items()]
     console.print(_table("Split", ("side", "patients" if report.unit == "patient" else "images", "slices"), sides))
     for table in (
