@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedscan.plan import Plan
-from fedscan.training import model_file
+from fedscan.training import tensor_file
 from fedscan.training.weights import Weights
 
 KEEP = 3
@@ -47,7 +47,7 @@ def save(folder: Path, checkpoint: Checkpoint, plan: Plan, run_id: str) -> Path:
         "rounds_done": str(checkpoint.rounds_done),
         "ema_count": str(checkpoint.ema_count),
     }
-    model_file.save_tensors(path, tensors, metadata)
+    tensor_file.save_tensors(path, tensors, metadata)
     for old in list_rounds(folder)[:-KEEP]:
         path_of(folder, old).unlink(missing_ok=True)
     return path
@@ -63,7 +63,7 @@ def load(folder: Path, rounds_done: int, plan: Plan, run_id: str) -> Checkpoint:
     """The checkpoint after `rounds_done` rounds. Raises CheckpointError if it is not there or of another run."""
     path = path_of(folder, rounds_done)
     try:
-        tensors, metadata = model_file.load_tensors(path)
+        tensors, metadata = tensor_file.load_tensors(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {path.name} cannot be read: {type(error).__name__}") from error
     wanted = {"plan_digest": plan.digest, "run_id": run_id, "rounds_done": str(rounds_done)}

@@ -172,14 +172,14 @@ def _init(job: Path, plan: Plan, init: Path | None) -> Iterator[Finding]:
 
 def _init_fits(source: Path, plan: Plan) -> Iterator[Finding]:
     from fedscan.training import model_file
-    from fedscan.training.weights import check_update, initial_weights
+    from fedscan.training.weights import check_update, shapes_of
 
     try:
         model = model_file.load_model(source)
     except (OSError, ValueError) as error:
         yield Finding("error", str(source), f"is no model of ours: {error}")
         return
-    for reason in check_update(model.weights, initial_weights(plan)):
+    for reason in check_update(model.weights, shapes_of(plan.model)):
         yield Finding("error", str(source), f"does not fit the plan's network: {reason}")
     if model.plan.window != plan.window:
         yield Finding(

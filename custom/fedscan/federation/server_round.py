@@ -133,8 +133,7 @@ class ServerRound:
             site: w.contribution_weight(self.plan, answer.examples, answer.patients)
             for site, (answer, _) in self._good.items()
         }
-        total = math.fsum(raw.values())
-        return {site: value / total for site, value in sorted(raw.items())}
+        return w.shares(raw)
 
     def record(
         self,

@@ -9,7 +9,7 @@ from fedscan.federation.messages import Answer, Task
 from fedscan.federation.places import SitePlaces
 from fedscan.federation.wall import WallLog
 from fedscan.plan import Plan, Submission
-from fedscan.training import model_file
+from fedscan.training import tensor_file
 from fedscan.training.trainer_client import Trainer, TrainerDied
 from fedscan.training.weights import Weights, check_update, digest
 
@@ -45,13 +45,13 @@ class SiteTraining:
         self._check(task, weights)
         received = self._folder / "received.safetensors"
         sent = self._folder / "answer.safetensors"
-        model_file.save_tensors(received, weights, {})
+        tensor_file.save_tensors(received, weights, {})
         self.wall.tensors("in", task.round_number, _shapes(weights), received.stat().st_size)
         try:
             result = self._once(task, received, sent, abort)
         except TrainerDied:
             result = self._once(task, received, sent, abort)
-        update, _ = model_file.load_tensors(sent)
+        update, _ = tensor_file.load_tensors(sent)
         self.wall.tensors("out", task.round_number, _shapes(update), sent.stat().st_size)
         return result, update
 
