@@ -148,7 +148,10 @@ def body_box(
         return None
     ends = [np.flatnonzero(mask.any(axis=1 - axis))[[0, -1]] for axis in (0, 1)]
     low, high = (
-        [float(end[side] + side) * mm - half / 2 for end, mm, half in zip(ends, pixel_mm, geometry.spacing_mm, strict=True)]
+        [
+            float(end[side] + side) * mm - half / 2
+            for end, mm, half in zip(ends, pixel_mm, geometry.spacing_mm, strict=True)
+        ]
         for side in (0, 1)
     )
     middle = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
@@ -164,17 +167,40 @@ def body_box(
 
 def body_mask(coarse: NDArray[np.float32], pixel_mm: tuple[float, float]) -> NDArray[np.bool_]:
     """bool [r, c]: the largest piece of body, its lungs and bowel filled in, without what is as thin as a table."""
-    dense = np.pad(coarse > BODY_HU, 1)
-    piece = _largest(ndimage.binary_opening(dense))
+    dense = coarse > BODY_HU
+    piece = _largest(opened(dense))
     if not piece.any():
         piece = _largest(dense)
-    whole = ndimage.binary_fill_holes(piece)
-    thick = max(1, round(_TABLE_MM / 2 / max(pixel_mm)))
-    # beyond the picture's edge a body that is cut off goes on: it must not be thinned there
-    around = np.pad(whole[1:-1, 1:-1], thick, mode="edge")
-    opened = ndimage.binary_dilation(ndimage.binary_erosion(around, iterations=thick, border_value=1), iterations=thick)
-    kept = _largest(opened[thick:-thick, thick:-thick] & whole[1:-1, 1:-1])
-    return kept if kept.any() else whole[1:-1, 1:-1]
+    whole: NDArray[np.bool_] = ndimage.binary_fill_holes(piece)
+    kept = _largest(opened(whole, max(1, round(_TABLE_MM / 2 / max(pixel_mm)))))
+    return kept if kept.any() else whole
+
+
+def opened(mask: NDArray[np.bool_], steps: int = 1) -> NDArray[np.bool_]:
+    """Binary opening of bool [r, c] with a square of 2 `steps` + 1 pixels.
+
+    Beyond the picture's edge a body that is cut off goes on: nothing is thinned there.
+    """
+    mask = eroded(mask, steps)
+    for axis in (0, 1):
+        mask = _slid(mask, axis, steps, np.logical_or)
+    return mask
+
+
+def eroded(mask: NDArray[np.bool_], steps: int = 1) -> NDArray[np.bool_]:
+    """The first half of `opened`."""
+    for axis in (0, 1):
+        mask = _slid(mask, axis, steps, np.logical_and)
+    return mask
+
+
+def _slid(mask: NDArray[np.bool_], axis: int, steps: int, join: np.ufunc) -> NDArray[np.bool_]:
+    """Each pixel joined with its neighbours up to `steps` away along one axis; the edge's pixels go on beyond it."""
+    count = mask.shape[axis]
+    padded = np.pad(mask, [(steps, steps) if k == axis else (0, 0) for k in (0, 1)], mode="edge")
+    parts = [padded.take(range(k, k + count), axis=axis) for k in range(2 * steps + 1)]
+    joined: NDArray[np.bool_] = join.reduce(parts)
+    return joined
 
 
 def centre_of(boxes: Sequence[BodyBox], fallback: tuple[float, float]) -> tuple[float, float]:

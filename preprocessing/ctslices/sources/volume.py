@@ -71,7 +71,9 @@ def series_of(
         for index, origin in enumerate(origins)
     ]
     planes = [replace(plane, relative_path=relative) for plane in planes]
-    geometry = PlaneGeometry(_triple(along_row), _triple(along_column), spacing, (shape[axes.rows], shape[axes.columns]))
+    geometry = PlaneGeometry(
+        _triple(along_row), _triple(along_column), spacing, (shape[axes.rows], shape[axes.columns])
+    )
     return Series(
         kind=kind,
         raw_patient=None,
