@@ -83,7 +83,7 @@ class Parsed:
     """Where in the file the deflated data set begins; None where nothing is deflated."""
     file_bytes: int
     cut: bool
-    """The last element reaches beyond the end."""
+    """The data do not end where the last element does: something is missing."""
 
 
 def looks_like_dicom(head: bytes) -> bool:
@@ -150,11 +150,13 @@ def _parse(file: BinaryIO, file_bytes: int) -> Parsed | Refusal:
 
 def _elements(file: BinaryIO, syntax: str, implicit: bool, big_endian: bool, data_bytes: int) -> Parsed:
     found: list[tuple[int, str | None, int]] = []
+    end = [0]
 
     def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
         if tag in _PIXEL_TAGS:
             found[:] = [(int(tag), vr, length)]
             return True
+        end[0] = file.tell() + length if length != UNDEFINED_LENGTH else data_bytes
         return False
 
     dataset = read_dataset(file, implicit, not big_endian, stop_when=at_pixels, specific_tags=list(tags.WANTED))
@@ -163,7 +165,7 @@ def _elements(file: BinaryIO, syntax: str, implicit: bool, big_endian: bool, dat
     if found:
         tag, vr, length = found[0]
         pixels = PixelElement(tag, vr, length, file.tell() + (12 if vr in _LONG_VR else 8))
-    cut = pixels is None and (file.tell() > data_bytes or _last_is_short(elements))
+    cut = pixels is None and end[0] != data_bytes
     return Parsed(elements, dataset, syntax, big_endian, pixels, data_bytes, None, data_bytes, cut)
 
 
@@ -197,12 +199,3 @@ def inflate(deflated: bytes) -> bytes | None:
     except zlib.error:
         return None
     return data if inflater.eof else None
-
-
-def _last_is_short(elements: Mapping[int, Any]) -> bool:
-    if not elements:
-        return False
-    last = elements[max(elements)]
-    value = getattr(last, "value", None)
-    length = getattr(last, "length", 0)
-    return isinstance(value, bytes) and length != UNDEFINED_LENGTH and len(value) < length

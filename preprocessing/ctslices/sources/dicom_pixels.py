@@ -50,7 +50,8 @@ def stored_pixels(path: Path, parsed: Parsed, frames: int) -> StoredPixels | Ref
     """The layout of `frames` frames, or why they cannot be read as one grey value a pixel."""
     element = parsed.pixels
     if element is None:
-        if parsed.cut:
+        # A CT image without even its size was cut exactly between two elements.
+        if parsed.cut or tags.ROWS not in parsed.elements:
             return Refusal(Reason.TRUNCATED, "the file ends within its header")
         return Refusal(Reason.NO_PIXEL_DATA)
     refusal = _unusual(parsed, element)
