@@ -102,3 +102,9 @@ def _metadata(data: bytes) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise TensorFileError("the metadata is no mapping of texts: this is no safetensors file")
     return metadata
+
+
+def drop_leftovers(folder: Path, name: str) -> None:
+    """Removes the temporary files that killed writers of `folder`/`name` (a glob) left; for the one writer to call."""
+    for part in folder.glob(f".{name}.*.part"):
+        part.unlink(missing_ok=True)

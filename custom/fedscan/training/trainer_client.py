@@ -1,0 +1,241 @@
+"""The parent's handle of the trainer child. Imports neither torch nor MONAI: job processes that only wait need none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO, Literal
+
+from fedscan.plan import Plan
+from fedscan.training import trainer_protocol as protocol
+from fedscan.training.trainer_protocol import Done, ProtocolError, Refused, Start, Train
+
+LOOK_EVERY_S = 0.2
+STOP_GRACE_S = 2.0
+LOG_NAME = "trainer.log"
+LOG_BYTES = 2**20
+CHILD_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "268435456",
+    "PYTHONUNBUFFERED": "1",
+}
+"""glibc would give the memory of large activations back after each use: a tenth of a step, and cannot be set later."""
+
+
+class TrainerError(RuntimeError):
+    """A round without an answer. Texts hold nothing about data."""
+
+
+class TrainerDied(TrainerError):
+    """The child ended in the round, or spoke nonsense and was ended."""
+
+
+class TrainerTimeout(TrainerError):
+    """The deadline passed; the child was ended."""
+
+
+class TrainerAborted(TrainerError):
+    """The caller's abort was seen; the child was ended."""
+
+
+class TrainerRefused(TrainerError):
+    """The child is well and does not train this: its reason is the text."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a round came to."""
+
+    update_path: Path
+    """safetensors, mode 0600: float32, local minus global."""
+    loss: float
+    epoch_losses: tuple[float, ...]
+    examples: int
+    patients: int
+    unit: Literal["patient", "image"]
+    steps: int
+    seconds: float
+    """Of the round in the child."""
+    from_round: int | None
+    """Round whose optimiser state this one went on from; None: a fresh optimiser."""
+
+
+@dataclass
+class _Running:
+    process: subprocess.Popen[bytes]
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+    rest: bytes = b""
+
+
+class Trainer:
+    """A trainer child that stays warm over rounds; started when first needed and again after a death.
+
+    Not for several threads at once.
+    """
+
+    def __init__(
+        self, store: Path, state_folder: Path, plan: Plan, site: str, run_id: str, threads: int | None = None
+    ) -> None:
+        """`state_folder` (0700) is the run's own at this site; None for `threads`: 1."""
+        self._store = store
+        self._folder = state_folder
+        self._plan = plan
+        self._site = site
+        self._run_id = run_id
+        self._threads = threads or 1
+        self._child: _Running | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The living child's process id."""
+        return self._child.process.pid if self._child and self._child.process.poll() is None else None
+
+    def start(self) -> None:
+        """Starts the child if none is alive; does not wait until it has loaded its libraries."""
+        if self.pid is not None:
+            return
+        self.stop()
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._child = _spawner(os.getpid()).submit(self._spawn).result()
+        self._say(
+            Start(
+                parent=os.getpid(),
+                store=self._store.absolute(),
+                state_folder=self._folder.absolute(),
+                plan=self._plan,
+                site=self._site,
+                run_id=self._run_id,
+                threads=self._threads,
+            )
+        )
+
+    def train(
+        self, round_number: int, weights_path: Path, out_path: Path, deadline_s: float, abort: Callable[[], bool]
+    ) -> Answer:
+        """Trains one round from the weights in `weights_path`; its update is then whole in `out_path`.
+
+        `deadline_s` counts from now and includes the child's start. Deadline, `abort` and the child's life are looked
+        at five times a second. Raises TrainerRefused (child stays), TrainerDied, TrainerTimeout, TrainerAborted
+        (child is gone; the next call starts another).
+        """
+        until = time.monotonic() + deadline_s
+        self.start()
+        self._say(Train(round_number=round_number, weights=weights_path.absolute(), out=out_path.absolute()))
+        try:
+            done = self._wait(until, abort, round_number)
+        except (TrainerDied, TrainerTimeout, TrainerAborted):
+            self.stop(grace_s=0.0)
+            raise
+        return Answer(update_path=out_path, **done.model_dump(exclude={"kind", "round_number"}))
+
+    def stop(self, grace_s: float = STOP_GRACE_S) -> None:
+        """Ends the child: first by closing its input, after `grace_s` by SIGKILL. Harmless where there is none."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        with contextlib.suppress(OSError):
+            child.stdin.close()
+        try:
+            child.process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+            child.process.wait()
+        child.stdout.close()
+
+    def _spawn(self) -> _Running:
+        log = self._folder / LOG_NAME
+        big = log.exists() and log.stat().st_size > LOG_BYTES
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if big else os.O_APPEND)
+        with os.fdopen(os.open(log, flags, 0o600), "wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fedscan.training.trainer"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=os.environ | CHILD_ENVIRONMENT | {"OMP_NUM_THREADS": str(self._threads)},
+            )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        return _Running(process, process.stdin, process.stdout)
+
+    def _say(self, line: Start | Train) -> None:
+        """Lines are far smaller than a pipe, and the child has a thread that reads: this does not block."""
+        child = self._living()
+        try:
+            child.stdin.write(protocol.encode(line))
+            child.stdin.flush()
+        except OSError:
+            error = TrainerDied(f"the trainer child ended before a round ({_end_of(child.process)}); see {LOG_NAME}")
+            self.stop(grace_s=0.0)
+            raise error from None
+
+    def _wait(self, until: float, abort: Callable[[], bool], round_number: int) -> Done:
+        child = self._living()
+        with selectors.DefaultSelector() as selector:
+            selector.register(child.stdout, selectors.EVENT_READ)
+            while True:
+                if abort():
+                    raise TrainerAborted(f"round {round_number} was aborted")
+                if (left := until - time.monotonic()) <= 0.0:
+                    raise TrainerTimeout(f"round {round_number} was not trained within its deadline")
+                if selector.select(min(LOOK_EVERY_S, left)):
+                    for line in self._lines(child):
+                        if (done := _judge(line, round_number)) is not None:
+                            return done
+
+    def _lines(self, child: _Running) -> list[bytes]:
+        """Whole lines that have come. Raises TrainerDied at the end of the stream."""
+        data = os.read(child.stdout.fileno(), 1 << 16)
+        if data == b"":
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(LOOK_EVERY_S)
+            raise TrainerDied(f"the trainer child ended in a round ({_end_of(child.process)}); see {LOG_NAME}")
+        *lines, child.rest = (child.rest + data).split(b"\n")
+        if len(child.rest) > protocol.MAX_LINE_BYTES:
+            raise TrainerDied("the trainer child spoke a line without end and was ended")
+        return lines
+
+    def _living(self) -> _Running:
+        if self._child is None:
+            raise TrainerDied("the trainer child was not started")
+        return self._child
+
+
+def _judge(line: bytes, round_number: int) -> Done | None:
+    try:
+        reply = protocol.reply(line)
+    except ProtocolError as error:
+        raise TrainerDied(f"the trainer child spoke {error} and was ended") from None
+    if isinstance(reply, Refused):
+        raise TrainerRefused(reply.reason)
+    if isinstance(reply, Done):
+        if reply.round_number != round_number:
+            raise TrainerDied(f"the trainer child answered round {reply.round_number}, not {round_number}")
+        return reply
+    return None
+
+
+def _end_of(process: subprocess.Popen[bytes]) -> str:
+    code = process.poll()
+    if code is None:
+        return "its pipe is closed"
+    return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+
+
+@cache
+def _spawner(_process: int) -> ThreadPoolExecutor:
+    """One thread that lives as long as this process: Linux ties a child's PR_SET_PDEATHSIG to the thread that made it,
+    and the caller's may end before the next round. By process, since a fork has no threads but one."""
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="trainer-spawner")

@@ -1,0 +1,106 @@
+"""What trainer child and parent say to each other: JSON lines over pipes, tensors by file. No torch here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from fedscan.plan import Plan
+
+MAX_LINE_BYTES = 4 * 2**20
+
+
+class ProtocolError(RuntimeError):
+    """A line that is none of ours."""
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Start(_Line):
+    """Parent to child, once: what to train on and as."""
+
+    kind: Literal["start"] = "start"
+    parent: int
+    """Process id of the parent, whose death ends the child."""
+    store: Path
+    state_folder: Path
+    plan: Plan
+    site: str
+    run_id: str
+    threads: int = Field(ge=1)
+
+
+class Train(_Line):
+    """Parent to child: train a round from the weights in one file, leave the update in another."""
+
+    kind: Literal["train"] = "train"
+    round_number: int = Field(ge=0)
+    weights: Path
+    out: Path
+
+
+class Progress(_Line):
+    """Child to parent: a sign of life, about once a second."""
+
+    kind: Literal["progress"] = "progress"
+    step: int
+    steps: int
+    loss: float
+
+
+class Done(_Line):
+    """Child to parent: the round is trained, its state saved, its update whole in the file that was asked for."""
+
+    kind: Literal["done"] = "done"
+    round_number: int
+    loss: float
+    epoch_losses: tuple[float, ...]
+    examples: int
+    patients: int
+    unit: Literal["patient", "image"]
+    steps: int
+    seconds: float
+    """Of the round in the child, reading and writing of files included."""
+    from_round: int | None
+    """Round whose optimiser state this one went on from; None: a fresh optimiser."""
+
+
+class Refused(_Line):
+    """Child to parent: not trained, and why. The reason holds nothing about data."""
+
+    kind: Literal["refused"] = "refused"
+    reason: str
+
+
+Request = Annotated[Start | Train, Field(discriminator="kind")]
+Reply = Annotated[Progress | Done | Refused, Field(discriminator="kind")]
+_T = TypeVar("_T")
+_REQUEST: TypeAdapter[Start | Train] = TypeAdapter(Request)
+_REPLY: TypeAdapter[Progress | Done | Refused] = TypeAdapter(Reply)
+
+
+def encode(line: BaseModel) -> bytes:
+    """One line of JSON with its newline."""
+    return json.dumps(line.model_dump(mode="json"), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def request(line: bytes) -> Start | Train:
+    """What a parent said. Raises ProtocolError."""
+    return _parse(_REQUEST, line)
+
+
+def reply(line: bytes) -> Progress | Done | Refused:
+    """What a child said. Raises ProtocolError."""
+    return _parse(_REPLY, line)
+
+
+def _parse(adapter: TypeAdapter[_T], line: bytes) -> _T:
+    try:
+        return adapter.validate_json(line)
+    except ValidationError:
+        raise ProtocolError(f"a line of {len(line)} bytes that is none of the protocol's") from None
