@@ -1,0 +1,1 @@
+"""What leaves the project: synthetic slices as files, each saying that it is synthetic."""
