@@ -1,0 +1,224 @@
+"""The federation's rounds in one process and without a framework: for tests, studies and benchmarks.
+
+Bit for bit what the federation comes to where all asked sites answer. One site makes it centralised training.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctslices.store import SliceStore
+from fedscan import __version__
+from fedscan.plan import Plan
+from fedscan.training import checkpoints, local
+from fedscan.training.checkpoints import Checkpoint
+from fedscan.training.data import TrainingSet
+from fedscan.training.ema import Ema
+from fedscan.training.local import LocalTrainer, RoundResult
+from fedscan.training.model_file import save_model
+from fedscan.training.optimiser import OptimiserState
+from fedscan.training.sampling import sample_sites
+from fedscan.training.site_state import SiteStates
+from fedscan.training.weights import Accumulator, Weights, contribution_weight, initial_weights, shares, update_norm
+
+MODEL_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """One site's part of a round."""
+
+    loss: float
+    epoch_losses: tuple[float, ...]
+    examples: int
+    patients: int
+    steps: int
+    share: float
+    """Of this site's update in the new global model."""
+    update_norm: float
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """One round: who trained, what it came to, and the global state after it."""
+
+    round_number: int
+    sites: dict[str, SiteReport]
+    loss: float
+    """Of the sites, by their shares."""
+    seconds: float
+    state: Checkpoint
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The state after the last round that was run, and the reports of the rounds of this call."""
+
+    state: Checkpoint
+    rounds: tuple[RoundReport, ...]
+
+    @property
+    def weights(self) -> Weights:
+        """The averaged (EMA) weights: what samples are drawn from."""
+        return self.state.ema
+
+
+def run(
+    plan: Plan,
+    stores: Mapping[str, Path | TrainingSet],
+    out: Path | None = None,
+    on_round: Callable[[RoundReport], None] | None = None,
+    *,
+    on_step: Callable[[str, int, local.Progress], None] | None = None,
+    initial: Weights | None = None,
+    until_round: int | None = None,
+    threads: int = 1,
+    device: torch.device | str = "cpu",
+) -> Outcome:
+    """Trains the plan's rounds over the sites' stores.
+
+    With `out`, a checkpoint and the sites' optimiser states are written each round, a later call with the same `out`
+    goes on from the newest, and `out`/model.safetensors is the finished model; without it all stays in memory.
+    `initial` are weights to start from in place of the seed's (the model that `plan.init_sha256` names).
+    `until_round` stops earlier than the plan, after so many rounds in all. `on_step` is told (site, round, step).
+    """
+    if plan.init_sha256 is not None and initial is None:
+        raise ValueError(f"the plan starts from model {plan.init_sha256[:12]}: pass its weights as `initial`")
+    with _threads(threads):
+        federation = _Federation(plan, stores, out, device)
+        state = federation.start(initial)
+        reports = []
+        for _ in range(state.rounds_done, plan.rounds if until_round is None else min(until_round, plan.rounds)):
+            report = federation.round(state, on_step)
+            state = report.state
+            reports.append(report)
+            if on_round is not None:
+                on_round(report)
+        if out is not None and state.rounds_done == plan.rounds:
+            save_model(out / MODEL_NAME, state.ema, plan, federation.provenance(state))
+    return Outcome(state, tuple(reports))
+
+
+class _Federation:
+    def __init__(
+        self, plan: Plan, stores: Mapping[str, Path | TrainingSet], out: Path | None, device: torch.device | str
+    ) -> None:
+        if not stores:
+            raise ValueError("no sites: name at least one site and its store")
+        self.plan = plan
+        self.run_id = plan.digest[:32]
+        self.checkpoints = None if out is None else out / "checkpoints"
+        self.ema = Ema(plan.ema.half_life_rounds)
+        self.trainers = {
+            site: LocalTrainer(plan, _training_set(store, plan), site, device) for site, store in sorted(stores.items())
+        }
+        self.states: dict[str, SiteStates | _MemoryStates] = {
+            site: _MemoryStates()
+            if out is None
+            else SiteStates(out / "sites" / site, plan_digest=plan.digest, run_id=self.run_id, site=site)
+            for site in self.trainers
+        }
+
+    def start(self, initial: Weights | None) -> Checkpoint:
+        if self.checkpoints is not None:
+            newest = checkpoints.newest(self.checkpoints, self.plan, self.run_id)
+            if newest is not None:
+                return newest
+        weights = initial_weights(self.plan) if initial is None else initial
+        return Checkpoint(0, weights, weights, 0)
+
+    def round(
+        self, state: Checkpoint, on_step: Callable[[str, int, local.Progress], None] | None = None
+    ) -> RoundReport:
+        started, number = time.monotonic(), state.rounds_done
+        asked = sample_sites(self.trainers, self.plan.clients_per_round, self.plan.seed, number)
+        parts = shares({site: self._weight(site) for site in asked})
+        sums = Accumulator()
+        sites: dict[str, SiteReport] = {}
+        for site, share in parts.items():
+            result = self._train(site, number, state.weights, on_step)
+            sums.add(site, share, result.update)
+            sites[site] = _report(result, share)
+        weights = sums.result(state.weights)
+        ema = self.ema.update(state.ema, weights, state.ema_count)
+        after = Checkpoint(number + 1, weights, ema, state.ema_count + 1)
+        if self.checkpoints is not None:
+            checkpoints.save(self.checkpoints, after, self.plan, self.run_id)
+        loss = math.fsum(report.share * report.loss for report in sites.values())
+        return RoundReport(number, sites, loss, time.monotonic() - started, after)
+
+    def provenance(self, state: Checkpoint) -> dict[str, Any]:
+        return {
+            "run_id": self.run_id,
+            "plan_digest": self.plan.digest,
+            "rounds_done": state.rounds_done,
+            "sites": {
+                site: {"examples": trainer.data.examples, "patients": trainer.data.patients, "unit": trainer.data.unit}
+                for site, trainer in self.trainers.items()
+            },
+            "weights": "ema" if self.plan.ema.half_life_rounds > 0 else "raw",
+            "trained": "in one process, without a federation",
+            "fedscan_version": __version__,
+            "privacy": "none: trained without differential privacy",
+        }
+
+    def _weight(self, site: str) -> float:
+        data = self.trainers[site].data
+        return contribution_weight(self.plan, data.examples, data.patients)
+
+    def _train(
+        self, site: str, number: int, weights: Weights, on_step: Callable[[str, int, local.Progress], None] | None
+    ) -> RoundResult:
+        before = self.states[site].before(number, weights)
+        report = None if on_step is None else lambda step: on_step(site, number, step)
+        result = self.trainers[site].round(weights, number, before[1] if before else None, report)
+        if result.state is not None:
+            self.states[site].save(number, result.state)
+        return result
+
+
+class _MemoryStates:
+    """A site's newest optimiser state, as SiteStates keeps it in files."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[int, OptimiserState] | None = None
+
+    def save(self, round_number: int, state: OptimiserState) -> None:
+        self._kept = (round_number, state)
+
+    def before(self, _round_number: int, _weights: Weights) -> tuple[int, OptimiserState] | None:
+        return self._kept
+
+
+def _training_set(store: Path | TrainingSet, plan: Plan) -> TrainingSet:
+    return store if isinstance(store, TrainingSet) else TrainingSet.from_store(SliceStore.open(store), plan)
+
+
+def _report(result: RoundResult, share: float) -> SiteReport:
+    return SiteReport(
+        loss=result.loss,
+        epoch_losses=result.epoch_losses,
+        examples=result.examples,
+        patients=result.patients,
+        steps=result.steps,
+        share=share,
+        update_norm=update_norm(result.update),
+    )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
