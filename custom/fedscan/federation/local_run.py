@@ -22,6 +22,7 @@ from fedscan.federation.records import RoundRecord
 from fedscan.plan import Plan, Submission
 
 RUN_FILE = "run.json"
+END_GRACE_S = 20.0
 _BEFORE_THE_START = {".lock", ".job.partial", "job", "shelf", RUN_FILE + ".partial"}
 
 
@@ -195,6 +196,7 @@ def _watch(
         for record in new:
             listen(Progress(_describe(record, plan), record))
         if any(record.event == "finished" for record in new):
+            processes.wait_for_jobs(out, END_GRACE_S)
             return
         if stopped := [record for record in new if record.event == "stopped"]:
             raise RunError(_advice(out, f"the run stopped: {stopped[-1].reason}"))

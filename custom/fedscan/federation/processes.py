@@ -69,6 +69,21 @@ def belonging_to(folder: Path) -> list[psutil.Process]:
     return found
 
 
+def wait_for_jobs(folder: Path, timeout_s: float) -> None:
+    """Returns when the job processes have ended by themselves (they write their last counts then), or in time."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if not [p for p in belonging_to(folder) if _is_job(p)]:
+            return
+        time.sleep(0.2)
+
+
+def _is_job(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        return any(part.endswith((".worker_process", ".runner_process")) for part in process.cmdline())
+    return False
+
+
 def stop_all(folder: Path, grace_s: float = 5.0) -> int:
     """Ends every process that works below `folder`: asks, waits, then kills. Returns how many there were."""
     processes = belonging_to(folder)

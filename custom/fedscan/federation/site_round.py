@@ -36,12 +36,17 @@ class SiteTraining:
             threads=places.threads,
         )
 
+    def warm_up(self) -> None:
+        """Starts the child now, so that its libraries load while the server still prepares the first round."""
+        self._trainer.start()
+
     def train(self, task: Task, weights: Weights, abort: Callable[[], bool]) -> tuple[Answer, Weights]:
         """One round: the answer and its update (float32, local minus global).
 
         A child that dies is started again once and the round redone from the received model. Raises RefusedError
         for a task of another plan or run or a damaged model, and what Trainer.train raises.
         """
+        self.wall.flush_messages()
         self._check(task, weights)
         received = self._folder / "received.safetensors"
         sent = self._folder / "answer.safetensors"

@@ -39,7 +39,8 @@ class DiffusionExecutor(Executor):
             try:
                 self._training = self._prepare(fl_ctx)
                 count_messages(fl_ctx, self._training.wall)
-            except (PlacesError, OSError) as error:
+                self._training.warm_up()
+            except (PlacesError, TrainerDied, OSError) as error:
                 self.log_error(fl_ctx, f"this site is not set up for the job: {_own_words(error)}")
         elif event_type == EventType.END_RUN and self._training is not None:
             self._training.stop()
