@@ -168,11 +168,19 @@ def _suspect(work: Work, number: int, plane: int) -> Suspect:
     return Suspect(path=_path(ref, work.series), frame=ref.frame, picture=name)
 
 
+def _held(suspect: Suspect) -> Refusal:
+    detail = f"frame {suspect.frame} is in quarantine, for a person to look at"
+    return Refusal(path=suspect.path, reason=str(Reason.BURNED_IN_SUSPECTED), detail=detail)
+
+
 def _describe(work: Work, converted: Converted) -> Part:
     hu = converted.hu
+    suspects = tuple(_suspect(work, n, plane) for n, plane in enumerate(converted.quarantined))
+    refused = [Refusal(path=r.path, reason=str(r.reason), detail=r.detail) for r in converted.rejected]
+    held = [_held(suspect) for suspect in suspects]
     return _part(
         work,
-        tuple(Refusal(path=r.path, reason=str(r.reason), detail=r.detail) for r in converted.rejected),
+        (*refused, *held),
         record=_record(work, converted),
         values=converted.values,
         position_mm=tuple(float(p) for p in converted.position_mm),
@@ -180,7 +188,7 @@ def _describe(work: Work, converted: Converted) -> Part:
         labels=tuple(converted.labels),
         dropped_by_region={k: v for k, v in sorted(converted.dropped_by_region.items()) if v},
         value_range=(int(hu.min()), int(hu.max())) if hu.size else (0, 0),
-        suspects=tuple(_suspect(work, n, plane) for n, plane in enumerate(converted.quarantined)),
+        suspects=suspects,
     )
 
 
