@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ctslices.files import write_whole
 from ctslices.window import WINDOWS
 from fedscan.release.draw import Draw
 from fedscan.training.model_file import ModelFile, window_note
@@ -43,8 +42,8 @@ def make_card(draw: Draw, model: ModelFile, request: dict[str, Any], files: list
 def write_card(card: dict[str, Any], folder: Path) -> None:
     """Write card.json and README.txt into `folder`."""
     text = json.dumps(card, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(folder / "card.json", text.encode())
-    write_whole(folder / "README.txt", _readme(card).encode())
+    (folder / "card.json").write_bytes(text.encode())
+    (folder / "README.txt").write_bytes(_readme(card).encode())
 
 
 def _readme(card: dict[str, Any]) -> str:

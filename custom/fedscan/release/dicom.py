@@ -15,7 +15,6 @@ import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
-from ctslices.files import write_whole
 from fedscan import __version__
 from fedscan.release.draw import Draw
 
@@ -33,7 +32,7 @@ def write_dicom(draw: Draw, folder: Path) -> list[Path]:
         buffer = io.BytesIO()
         instance(draw, index).save_as(buffer, enforce_file_format=True)
         files.append(folder / f"slice-{index:05d}.dcm")
-        write_whole(files[-1], buffer.getvalue())
+        files[-1].write_bytes(buffer.getvalue())
     return files
 
 

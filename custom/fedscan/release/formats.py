@@ -1,6 +1,7 @@
-"""Synthetic slices as PNG, npz and NIfTI. Every file is written whole or not at all, and says that it is synthetic.
+"""Synthetic slices as PNG, npz and NIfTI. Every file says that it is synthetic.
 
-The same draw gives the same bytes: nothing of the clock or the machine gets in.
+The same draw gives the same bytes: nothing of the clock or the machine gets in. Writers fill a folder that nobody sees
+yet; `generate` lets it appear once everything in it is on the disk.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from ctslices.files import write_whole
 from ctslices.window import WINDOWS
 from fedscan.release.draw import Draw
 
@@ -61,10 +61,10 @@ def write_png(draw: Draw, folder: Path) -> list[Path]:
     files = []
     for i, plane in enumerate(shown):
         files.append(folder / f"slice-{i:05d}.png")
-        write_whole(files[-1], _png(plane, window, draw.label_of(i)))
+        files[-1].write_bytes(_png(plane, window, draw.label_of(i)))
     if len(shown):
         files.append(folder / "grid.png")
-        write_whole(files[-1], _png(contact_sheet(shown[:GRID_MAX]), window, None))
+        files[-1].write_bytes(_png(contact_sheet(shown[:GRID_MAX]), window, None))
     return files
 
 
@@ -103,7 +103,7 @@ def write_npz(draw: Draw, folder: Path) -> list[Path]:
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, content.getvalue())
     path = folder / "slices.npz"
-    write_whole(path, buffer.getvalue())
+    path.write_bytes(buffer.getvalue())
     return [path]
 
 
@@ -127,5 +127,5 @@ def write_nifti(draw: Draw, folder: Path) -> list[Path]:
         image.header["descrip"] = f"SYNTHETIC slice, plan {draw.plan_digest[:12]}".encode()
         image.header["aux_file"] = (draw.label_of(i) or "")[:23].encode("ascii", "replace")
         files.append(folder / f"slice-{i:05d}.nii.gz")
-        write_whole(files[-1], gzip.compress(image.to_bytes(), mtime=0))
+        files[-1].write_bytes(gzip.compress(image.to_bytes(), mtime=0))
     return files

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ctslices.files import write_whole
+from ctslices.files import sync_folder, write_whole
 from ctslices.window import to_hu
 from fedscan.diffusion.network import DiffusionNetwork, build_network
 from fedscan.diffusion.samplers import Settings, sample, slice_generator, step_times
@@ -277,7 +277,17 @@ def _write(draw: Draw, model: ModelFile, request: dict[str, Any], staging: Path,
     files = tuple(str(path.relative_to(folder)) for path in written)
     card = make_card(draw, model, request, list(files))
     write_card(card, folder)
-    # rename(2) replaces an empty folder, and refuses one that somebody filled in the meantime.
-    os.replace(folder, out)
+    _publish(folder, out)
     shutil.rmtree(staging)
     return Generated(out, (*files, "card.json", "README.txt"), card, draw.hu)
+
+
+def _publish(folder: Path, out: Path) -> None:
+    """Let a finished folder appear as `out`, its files on the disk before their names."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(folder)
+    # rename(2) replaces an empty folder, and refuses one that somebody filled in the meantime.
+    os.replace(folder, out)
+    sync_folder(out.parent)
