@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Mapping
@@ -107,8 +108,11 @@ def parse(path: Path) -> Parsed | Refusal:
     Damage becomes a Refusal and never an exception.
     """
     try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            return Refusal(Reason.NOT_AN_IMAGE, "not a regular file")
+        file_bytes = found.st_size
         with open(path, "rb", buffering=0) as file:
-            file_bytes = os.fstat(file.fileno()).st_size
             head = file.read(HEAD_BYTES)
             if not looks_like_dicom(head):
                 return Refusal(Reason.NOT_AN_IMAGE, "not a DICOM file")

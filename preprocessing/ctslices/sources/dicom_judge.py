@@ -41,6 +41,8 @@ def _judged(path: Path, parsed: Parsed, header: Header, allow_burned_in: bool) -
     refusal = _kind(parsed, header)
     if refusal is not None:
         return refusal
+    if parsed.pixels is not None and not header.frames:
+        return Refusal(Reason.NO_GEOMETRY, "several frames without the geometry of each")
     stored = stored_pixels(path, parsed, max(len(header.frames), 1))
     if isinstance(stored, Refusal):
         return stored
@@ -75,8 +77,6 @@ def _bearer(header: Header, allow_burned_in: bool) -> Refusal | None:
 def _geometry(header: Header) -> Refusal | None:
     if not header.series or not header.sop_instance:
         return Refusal(Reason.NO_GEOMETRY, "no series or instance UID to group by")
-    if not header.frames:
-        return Refusal(Reason.NO_GEOMETRY, "several frames without the geometry of each")
     return next((refusal for frame in header.frames if (refusal := _frame_geometry(frame)) is not None), None)
 
 
