@@ -64,10 +64,9 @@ def test_each_site_counted_what_left_it(finished: tuple[Path, Path, list[str]]) 
         out = [e for e in entries if e.get("direction") == "out" and e["kind"] == "tensors"]
         assert [e["round"] for e in out] == [0, 1]
         assert all(set(e["tensors"]) == set(model.weights) for e in out)
-        channels = {name: c for e in entries if e["kind"] == "messages" for name, c in e["channels"].items()}
-        sent = sum(c["bytes"] for c in channels.values())
+        counted = [c["bytes"] for e in entries if e["kind"] == "messages" for c in e["channels"].values()]
         update = sum(t.numel() * t.element_size() for t in model.weights.values())
-        assert sent > 2 * update, channels
+        assert 2 * update < sum(counted) < 2.2 * update
 
 
 def test_no_process_stays_and_no_key_is_readable_by_others(finished: tuple[Path, Path, list[str]]) -> None:

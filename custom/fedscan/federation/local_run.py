@@ -15,11 +15,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
-from fedscan.federation import admin, checkpoints, job_check, job_folder, kits, processes, records
+from fedscan.federation import admin, job_check, job_folder, kits, processes, records
 from fedscan.federation.findings import JobError
 from fedscan.federation.places import ServerPlaces, SitePlaces
 from fedscan.federation.records import RoundRecord
 from fedscan.plan import Plan, Submission
+from fedscan.training import checkpoints
 
 RUN_FILE = "run.json"
 END_GRACE_S = 20.0

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fedscan import __version__
-from fedscan.federation import checkpoints, records
-from fedscan.federation.checkpoints import Checkpoint, CheckpointError
+from fedscan.federation import records
 from fedscan.federation.server_job import ServerJob
-from fedscan.training import model_file
+from fedscan.training import checkpoints, model_file
+from fedscan.training.checkpoints import Checkpoint, CheckpointError
 from fedscan.training.weights import Weights, check_update, initial_weights
 
 

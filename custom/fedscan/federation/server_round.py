@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 
 import torch
 
-from fedscan.federation.checkpoints import Checkpoint
 from fedscan.federation.messages import Answer, MessageError, Task, parse_answer
 from fedscan.federation.records import Event, RoundRecord, SiteEntry
 from fedscan.plan import Plan
 from fedscan.training import weights as w
+from fedscan.training.checkpoints import Checkpoint
 from fedscan.training.ema import Ema
 
 

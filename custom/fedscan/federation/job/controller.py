@@ -14,11 +14,11 @@ from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
 from fedscan.federation import messages, records
-from fedscan.federation.checkpoints import Checkpoint
 from fedscan.federation.job.persistor import CheckpointPersistor
 from fedscan.federation.run_start import write_model
 from fedscan.federation.server_job import ServerJob
 from fedscan.federation.server_round import RunStoppedError, ServerRound, now
+from fedscan.training.checkpoints import Checkpoint
 from fedscan.training.sampling import sample_sites
 
 

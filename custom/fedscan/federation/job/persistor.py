@@ -6,9 +6,9 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.abstract.model import ModelLearnable, ModelLearnableKey, make_model_learnable
 from nvflare.app_common.abstract.model_persistor import ModelPersistor
 
-from fedscan.federation import checkpoints
 from fedscan.federation.run_start import starting_state
 from fedscan.federation.server_job import ServerJob
+from fedscan.training import checkpoints
 
 
 class CheckpointPersistor(ModelPersistor):
