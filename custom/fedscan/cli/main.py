@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fedscan.cli import job
+from fedscan.cli.deal import deal
 from fedscan.cli.demo import demo
 from fedscan.cli.generate import generate
 from fedscan.cli.inspect import inspect
@@ -23,7 +24,8 @@ app = typer.Typer(
 **At a hospital:** `prepare` turns an export of CT scans into a slice store, `inspect` shows what is in it.
 
 **As a researcher:** `job new` makes a job from a template in jobs/, `job check` says what is wrong with it, `job run`
-trains it over the sites, `job resume` goes on after a stop, `generate` draws synthetic slices from the model.
+trains it over the sites, `job resume` goes on after a stop, `generate` draws synthetic slices from the model,
+`deal` splits one store over several sites for a study.
 
 **To see it all at once:** `demo`.""",
 )
@@ -49,6 +51,7 @@ def _main(
 app.command("prepare")(prepare)
 app.command("inspect")(inspect)
 app.add_typer(job.app, name="job")
+app.command("deal")(deal)
 app.command("generate")(generate)
 app.command("demo")(demo)
 

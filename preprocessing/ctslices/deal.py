@@ -1,0 +1,93 @@
+"""One store dealt out to several sites, for studies of a federation on data that lie in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctslices.files import write_whole
+from ctslices.manifest import SHARD_SLICES, Manifest, ShardRecord
+from ctslices.shards import Columns, shard_name, write_shard
+from ctslices.store import MANIFEST, SliceStore, manifest_bytes, value_range
+
+
+class DealError(ValueError):
+    """A store cannot be dealt as asked: got, wanted, cure."""
+
+
+def deal(store: SliceStore, out: Path, sites: int, seed: int = 0) -> list[Path]:
+    """Deals whole patients (pictures: blocks of consecutive numbers) round robin to `out`/site-01, site-02, ...
+
+    Their order is drawn by `seed`, each label dealt by itself, so that sites have like sizes and like shares. A
+    patient's side of the split stays what it is in `store`. Returns the stores' paths; raises DealError.
+    """
+    patients = len(store.manifest.patients)
+    if not 1 <= sites <= patients:
+        raise DealError(f"sites must lie in 1..{patients}, the store's patients (or blocks): got {sites}")
+    owner = _owners(store, sites, seed)
+    paths = []
+    for site in range(sites):
+        path = out / f"site-{site + 1:02d}"
+        if path.exists():
+            raise DealError(f"{path.name} exists already in the output folder: choose another, nothing was overwritten")
+        path.mkdir(parents=True)
+        _write(store, np.flatnonzero(owner == site), path)
+        paths.append(path)
+    return paths
+
+
+def _owners(store: SliceStore, sites: int, seed: int) -> NDArray[np.int64]:
+    """int64 [patients]: the site of each."""
+    rng = np.random.default_rng(seed)
+    patients = len(store.manifest.patients)
+    first = np.full(patients, -1)
+    first[store.patient[::-1]] = store.label[::-1]
+    owner = np.empty(patients, np.int64)
+    next_site = 0
+    for split in ("train", "holdout"):
+        for label in np.unique(first):
+            side = np.array([p.split == split for p in store.manifest.patients])
+            group = rng.permutation(np.flatnonzero(side & (first == label)))
+            owner[group] = (next_site + np.arange(len(group))) % sites
+            next_site = (next_site + len(group)) % sites
+    return owner
+
+
+def _write(store: SliceStore, patients: NDArray[np.int64], path: Path) -> None:
+    chosen = np.flatnonzero(np.isin(store.patient, patients))
+    series = np.unique(store.series[chosen])
+    new_patient = np.full(len(store.manifest.patients), -1, np.int32)
+    new_patient[patients] = np.arange(len(patients))
+    new_series = np.full(len(store.manifest.series), -1, np.int32)
+    new_series[series] = np.arange(len(series))
+    shards = []
+    for number, start in enumerate(range(0, len(chosen), SHARD_SLICES)):
+        part = chosen[start : start + SHARD_SLICES]
+        columns = Columns(
+            patient=new_patient[store.patient[part]],
+            series=new_series[store.series[part]],
+            position_mm=store.position_mm[part],
+            label=store.label[part],
+        )
+        digest = write_shard(path / shard_name(number), store.size, columns, [store.hu[part]])
+        shards.append(ShardRecord(file=shard_name(number), slices=len(part), sha256=digest))
+    whole = store.manifest
+    manifest = whole.model_copy(
+        update={
+            "slices": len(chosen),
+            "value_range": value_range([store.hu[chosen]]),
+            "patients": tuple(whole.patients[p] for p in patients),
+            "series": tuple(
+                whole.series[s].model_copy(update={"patient": int(new_patient[whole.series[s].patient])})
+                for s in series
+            ),
+            "shards": tuple(shards),
+            "dropped_by_region": {},
+            "rejected": {},
+            "notes": (*whole.notes, "dealt out of a larger store for a study"),
+        }
+    )
+    # The manifest comes last: without it a folder is no store.
+    write_whole(path / MANIFEST, manifest_bytes(Manifest.model_validate(manifest.model_dump())))
