@@ -7,13 +7,12 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from ctslices.convert import Converted, convert, picture
 from ctslices.files import write_whole
 from ctslices.manifest import SeriesRecord, Values
 from ctslices.options import Options
@@ -21,6 +20,9 @@ from ctslices.pseudonym import SiteKey
 from ctslices.reject import Reason, Rejected
 from ctslices.series import PlaneRef, Series
 from ctslices.version import VERSION
+
+if TYPE_CHECKING:
+    from ctslices.convert import Converted
 
 PICTURES_OF_SUSPECTS = 50
 """Most quarantine pictures written for one series."""
@@ -125,7 +127,9 @@ def read_pixels(folder: Path, name: str) -> NDArray[np.int16]:
 
 
 def make_part(work: Work) -> Literal[True] | WriteFailed:
-    """Convert one series and leave the part in the work folder; runs in a worker process."""
+    """Convert one series and leave the part in the work folder; runs in a worker process, which alone imports SciPy."""
+    from ctslices.convert import convert, picture
+
     try:
         converted = convert(work.series, work.options, isolate=work.isolate)
         images = [_png(picture(work.series, plane)) for plane in converted.quarantined[:PICTURES_OF_SUSPECTS]]

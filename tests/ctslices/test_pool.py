@@ -60,3 +60,11 @@ def test_leaving_the_pool_ends_its_processes() -> None:
 
 def _pid(_: int) -> int:
     return os.getpid()
+
+
+def test_a_worker_computes_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    with WorkerPool(call, workers=1) as pool:
+        (outcome,) = pool.run([(os.environ.get, "OPENBLAS_NUM_THREADS")])
+    assert outcome.result == "1"
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
