@@ -123,9 +123,9 @@ def picture(series: Series, plane: int) -> NDArray[np.uint8]:
     pixels = next(iter(decode.planes(series, [plane])))
     if isinstance(pixels, Rejected):
         raise ValueError("the plane cannot be decoded")
-    if series.geometry is None:
-        return np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)
-    return np.rint((np.clip(pixels, -1000, 1000) + 1000) * (255 / 2000)).astype(np.uint8)
+    grey = pixels if series.geometry is None else (pixels + 1000) * (255 / 2000)
+    shown: NDArray[np.uint8] = np.rint(np.clip(grey, 0, 255)).astype(np.uint8)
+    return shown
 
 
 @dataclass(slots=True)

@@ -33,7 +33,9 @@ LUNG_HU = -350.0
 GAS_HU = -940.0
 """A piece whose inner median lies below it is gas of bowel, stomach, airway or sinuses ..."""
 LARGE_MM2 = 8000.0
-"""... unless it is larger than those are: then it is an inflated lung."""
+"""... unless it is larger than those are: then it is an inflated lung,"""
+FREE_AIR_HU = -975.0
+"""... if its median is not that of free air, which no lung has."""
 PIECE_MM2 = 300.0
 """Smaller pieces do not count as lung."""
 LUNG_MM2 = 1500.0
@@ -81,7 +83,9 @@ def lung_mm2(coarse: NDArray[np.float32], pixel_mm: tuple[float, float]) -> floa
         if sizes[number] < PIECE_MM2:
             continue
         piece = labels == number
-        if sizes[number] > LARGE_MM2 or np.median(coarse[inner & piece if inner[piece].any() else piece]) > GAS_HU:
+        core = inner & piece
+        median = float(np.median(coarse[core if core.any() else piece]))
+        if median > (FREE_AIR_HU if sizes[number] > LARGE_MM2 else GAS_HU):
             total += float(sizes[number])
     return total
 
@@ -102,11 +106,11 @@ def _skull_share(coarse: NDArray[np.float32], bone: NDArray[np.bool_], body: NDA
     """Share of the body that bone encloses."""
     closed = ndimage.binary_closing(np.pad(bone, 3), iterations=2)[3:-3, 3:-3]
     enclosed = ndimage.binary_fill_holes(closed) & ~bone & (coarse > BODY_HU)
-    return float(np.count_nonzero(enclosed)) / max(1, np.count_nonzero(body))
+    return float(np.count_nonzero(enclosed)) / max(1, int(np.count_nonzero(body)))
 
 
 def _two_alike(mask: NDArray[np.bool_]) -> bool:
-    """Whether the second largest piece has half the size of the largest or more: legs do, a body and its arms do not."""
+    """Whether the second piece has half the size of the largest or more: legs do, a body and its arms do not."""
     labels, count = ndimage.label(mask)
     if count < 2:
         return False
