@@ -65,6 +65,10 @@ def _pid(_: int) -> int:
 def test_a_worker_computes_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     with WorkerPool(call, workers=1) as pool:
-        (outcome,) = pool.run([(os.environ.get, "OPENBLAS_NUM_THREADS")])
+        (outcome,) = pool.run([(_environment, "OPENBLAS_NUM_THREADS")])
     assert outcome.result == "1"
     assert "OPENBLAS_NUM_THREADS" not in os.environ
+
+
+def _environment(name: str) -> str | None:
+    return os.environ.get(name)
