@@ -112,7 +112,9 @@ def nearest_to_steps(positions_mm: Sequence[float], every_mm: float | None) -> l
     right = np.clip(np.searchsorted(sorted_mm, steps), 1, len(order) - 1)
     # a micrometre keeps rounding from deciding between two that are equally near
     nearest = np.where(steps - sorted_mm[right - 1] <= sorted_mm[right] - steps + 1e-3, right - 1, right)
-    return [int(order[k]) for k in np.unique(nearest)]
+    # where slices are missing a step has none: the gap's edges belong to steps of their own
+    near = np.abs(sorted_mm[nearest] - steps) <= every_mm / 2 + 1e-3
+    return [int(order[k]) for k in np.unique(nearest[near])]
 
 
 def picture(series: Series, plane: int) -> NDArray[np.uint8]:
