@@ -28,9 +28,10 @@ class FormatName(StrEnum):
 class SamplerChoice(StrEnum):
     """What `--sampler` takes."""
 
-    DDPM = "ddpm"
-    DDIM = "ddim"
+    SA_SOLVER = "sa_solver"
     DPMPP = "dpmpp"
+    DDIM = "ddim"
+    DDPM = "ddpm"
 
 
 class VarianceChoice(StrEnum):
@@ -59,10 +60,10 @@ def generate(
         str | None, typer.Option("--label", help="One class of the model; default: classes by their training shares.")
     ] = None,
     sampler: Annotated[
-        SamplerChoice, typer.Option("--sampler", help="dpmpp needs few steps, ddpm takes all of them.")
-    ] = SamplerChoice.DPMPP,
+        SamplerChoice, typer.Option("--sampler", help="sa_solver and dpmpp need few steps; ddpm takes all of them.")
+    ] = SamplerChoice.SA_SOLVER,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Network evaluations; default: dpmpp 25, ddim 50, ddpm all.")
+        int | None, typer.Option("--steps", min=1, help="Network evaluations; default: 25, ddim 50, ddpm all.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same bytes.")] = 0,
     guidance: Annotated[

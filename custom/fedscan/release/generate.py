@@ -1,7 +1,7 @@
 """From a model file to a folder of synthetic slices, in one format or several, with their card.
 
 A slice depends on the model, the settings, the seed and its own number: asking for more keeps those that were there.
-The network sees batches of one fixed size whatever is asked for, since its rounding differs from one size to another.
+Portions are kept as they are finished, so that a long draw can be gone on with.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ctslices.files import sync_folder, write_whole
 from ctslices.window import to_hu
 from fedscan.diffusion.network import DiffusionNetwork, build_network
-from fedscan.diffusion.samplers import Settings, sample, slice_generator, step_times
+from fedscan.diffusion.samplers import BATCH, Settings, sample, slice_generator, step_times
 from fedscan.diffusion.schedule import Schedule
 from fedscan.release.card import make_card, write_card
 from fedscan.release.dicom import write_dicom
@@ -31,8 +31,8 @@ from fedscan.release.draw import Draw, Values
 from fedscan.release.formats import FORMATS, Format, write_nifti, write_npz, write_png
 from fedscan.training.model_file import ModelFile, load_model
 
-BATCH = 16
-"""Slices that go through the network together, always: the last batch is filled up, and what is too much dropped."""
+PORTION = 2 * BATCH
+"""Slices drawn between two files: what a killed draw may lose."""
 
 DEFAULT_FIELD_MM = 360.0
 """`fedscan prepare`'s default, taken where the model file does not say."""
@@ -170,11 +170,12 @@ def _pixel_mm(model: ModelFile, field_mm: float | None, values: Values) -> float
     return float(told) / model.plan.model.size
 
 
-def _labels(request: dict[str, Any], classes: tuple[str, ...], count: int) -> NDArray[np.int16]:
+def _labels(request: dict[str, Any], classes: tuple[str, ...]) -> NDArray[np.int16]:
     """int16 [count]: the one asked for, or classes in their shares, spread evenly over every stretch of numbers.
 
     An additive sequence by the golden ratio (Weyl 1916): slice i has the same label however many are asked for.
     """
+    count = request["count"]
     if not classes:
         return np.full(count, -1, np.int16)
     if request["label"] is not None:
@@ -194,7 +195,7 @@ def _stage(out: Path, request: dict[str, Any]) -> Path:
     asked = staging / "request.json"
     if not asked.is_file() or asked.read_bytes() != _canonical(request):
         shutil.rmtree(staging, ignore_errors=True)
-        (staging / "batches").mkdir(parents=True)
+        (staging / "portions").mkdir(parents=True)
         write_whole(asked, _canonical(request))
     shutil.rmtree(staging / "files", ignore_errors=True)
     (staging / "files").mkdir()
@@ -207,7 +208,7 @@ def _canonical(data: dict[str, Any]) -> bytes:
 
 @dataclass(frozen=True)
 class _Drawing:
-    """Draws the batches of one request."""
+    """Draws the slices of one request, portion by portion."""
 
     model: ModelFile
     request: dict[str, Any]
@@ -215,43 +216,39 @@ class _Drawing:
     progress: Progress | None
 
     def all(self, staging: Path) -> tuple[NDArray[np.float32], NDArray[np.int16]]:
-        """float32 [count, s, s] in [-1, 1] and labels int16 [count]; batches finished before are read back."""
+        """float32 [count, s, s] in [-1, 1] and labels int16 [count]; portions finished before are read back."""
         count, size = self.request["count"], self.model.plan.model.size
-        batches = -(-count // BATCH)
-        labels = _labels(self.request, self.model.plan.model.classes, batches * BATCH)
-        unit = np.empty((batches * BATCH, size, size), np.float32)
+        labels = _labels(self.request, self.model.plan.model.classes)
+        unit = np.empty((count, size, size), np.float32)
         network: DiffusionNetwork | None = None
-        for i in range(batches):
-            some = slice(i * BATCH, (i + 1) * BATCH)
-            kept = staging / "batches" / f"{i:06d}.f32"
+        for start in range(0, count, PORTION):
+            some = slice(start, min(start + PORTION, count))
+            kept = staging / "portions" / f"{start:08d}.f32"
             if not kept.is_file():
                 network = network or _network(self.model)
-                drawn = self._batch(network, labels[some], some.start, self._steps_of(i, batches))
+                drawn = self._portion(network, labels[some], start)
                 write_whole(kept, drawn.astype("<f4").tobytes())
-            unit[some] = np.frombuffer(kept.read_bytes(), "<f4").reshape(BATCH, size, size)
-            if self.progress is not None:
-                self.progress((i + 1) * self.request["steps"], batches * self.request["steps"])
-        return unit[:count], labels[:count]
+            unit[some] = np.frombuffer(kept.read_bytes(), "<f4").reshape(-1, size, size)
+            self._report(some.stop, 0)
+        return unit, labels
 
-    def _steps_of(self, batch: int, batches: int) -> Progress | None:
-        progress, steps = self.progress, self.request["steps"]
-        if progress is None:
-            return None
-        return lambda done, _: progress(batch * steps + done, batches * steps)
+    def _report(self, drawn: int, evaluations: int) -> None:
+        """`drawn` slices are finished, and `evaluations` done on the next ones."""
+        if self.progress is not None:
+            steps = self.request["steps"]
+            self.progress(-(-drawn // BATCH) * steps + evaluations, -(-self.request["count"] // BATCH) * steps)
 
-    def _batch(
-        self, network: DiffusionNetwork, labels: NDArray[np.int16], first: int, progress: Progress | None
-    ) -> NDArray[np.float32]:
+    def _portion(self, network: DiffusionNetwork, labels: NDArray[np.int16], first: int) -> NDArray[np.float32]:
         plan = self.model.plan
         drawn = sample(
             network,
             Schedule.from_plan(plan.diffusion),
             plan.diffusion.prediction,
-            [slice_generator(self.request["seed"], first + i) for i in range(BATCH)],
+            [slice_generator(self.request["seed"], first + i) for i in range(len(labels))],
             self.settings,
             size=plan.model.size,
             labels=torch.from_numpy(labels.astype(np.int64)) if plan.model.classes else None,
-            progress=progress,
+            progress=lambda done, _: self._report(first, done),
         )
         unit: NDArray[np.float32] = drawn[:, 0].numpy()
         if not np.isfinite(unit).all():
