@@ -87,8 +87,8 @@ class LocalTrainer:
         self.precision = resolve_precision(plan.training.precision, self.device)
         self.schedule = Schedule.from_plan(plan.diffusion)
         self.network = build_network(plan.model, torch.Generator()).to(self.device)
-        if self.precision == "fp32":  # gains a tenth or two there, loses in bf16 on a CPU (docs/results/training.md)
-            _lay_out_channels_last(self.network)
+        if self.precision == "fp32" and plan.model.fold > 1 and self.device.type == "cpu":
+            _lay_out_channels_last(self.network)  # gains 5 to 9 % just there, else it costs (docs/results/training.md)
         self.parameters: dict[str, nn.Parameter] = dict(self.network.named_parameters())
 
     def round(
