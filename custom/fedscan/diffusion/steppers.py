@@ -64,35 +64,50 @@ class _Seen(NamedTuple):
     x0: Tensor
 
 
-def multistep(schedule: Schedule, order: int, corrector: bool) -> Stepper:
-    """Exponential multistep solver of the probability-flow equation, clean-slice form.
+class _Departure(NamedTuple):
+    """Where the last step began, and the noise that it added."""
 
-    Between two levels, in l = log(sqrt(abar) / sqrt(1 - abar)), exactly (Lu et al. 2022, DPM-Solver++, eq. 8):
-    x' = sigma' / sigma x + alpha' int_0^h exp(u - h) x0(l + u) du. x0 is the polynomial through the last `order`
-    estimates. With `corrector` the arrival is computed again, through the estimate at the arrival too, before going on
-    from it: no further evaluation (Zhao et al. 2023, UniPC, algorithm 1).
+    x: Tensor
+    t: int
+    noise: Tensor | None
+
+
+def multistep(schedule: Schedule, order: int, corrector: bool, stochastic: bool) -> Stepper:
+    """Exponential multistep solver of the reverse equation, clean-slice form: x0 as a polynomial in the level.
+
+    Between two levels l = log(sqrt(abar) / sqrt(1 - abar)), h apart, exactly (Xue et al. 2023, SA-Solver, eq. 9;
+    alpha = sqrt(abar), sigma = sqrt(1 - abar)):
+    x' = sigma' / sigma exp(-tau h) x + alpha' int_0^h (1 + tau) exp((1 + tau) (u - h)) x0(l + u) du
+    + sigma' sqrt(1 - exp(-2 tau h)) noise; tau = 1 is the equation that ddpm solves step by step, and tau = 0 the
+    probability-flow equation. x0 goes through the last `order` estimates. With `corrector` the arrival is computed
+    again, with the same noise, through the estimate at the arrival too, before going on from it: no further evaluation.
+    Without noise and corrector, and with order 2, it is DPM-Solver++(2M) (Lu et al. 2022).
     """
+    tau = 1.0 if stochastic else 0.0
     seen: list[_Seen] = []
-    departure: list[tuple[Tensor, int]] = []
+    departures: list[_Departure] = []
 
-    def move(x: Tensor, t: int, to: int, estimates: list[_Seen]) -> Tensor:
-        here, there = float(schedule.abar[t]), float(schedule.abar[to])
-        start, end = half_log_snr(here), half_log_snr(there)
-        weights = _integral_weights([s.level - start for s in estimates], end - start)
-        moved = math.sqrt((1.0 - there) / (1.0 - here)) * x
+    def move(start: _Departure, to: int, estimates: list[_Seen]) -> Tensor:
+        here, there = float(schedule.abar[start.t]), float(schedule.abar[to])
+        level = half_log_snr(here)
+        h = half_log_snr(there) - level
+        weights = integral_weights([estimate.level - level for estimate in estimates], h, 1.0 + tau)
+        moved = math.sqrt((1.0 - there) / (1.0 - here)) * math.exp(-tau * h) * start.x
         for weight, estimate in zip(weights, estimates, strict=True):
             moved = moved + math.sqrt(there) * weight * estimate.x0
+        if start.noise is not None:
+            moved = moved + math.sqrt((1.0 - there) * -math.expm1(-2.0 * tau * h)) * start.noise
         return moved
 
     def step(x: Tensor, x0: Tensor, t: int, following: int | None, draw: Draw) -> Tensor:
         if following is None:
             return x0
         seen.insert(0, _Seen(half_log_snr(float(schedule.abar[t])), x0))
-        if corrector and departure:
-            x = move(*departure.pop(), t, seen[:order])
         del seen[order:]
-        departure[:] = [(x, t)]
-        return move(x, t, following, seen)
+        if corrector and departures:
+            x = move(departures[0], t, seen)
+        departures[:] = [_Departure(x, t, draw() if stochastic else None)]
+        return move(departures[0], following, seen)
 
     return step
 
@@ -102,14 +117,14 @@ def half_log_snr(abar: float) -> float:
     return 0.5 * (math.log(abar) - math.log1p(-abar))
 
 
-def _integral_weights(nodes: list[float], h: float) -> list[float]:
-    """w with int_0^h exp(u - h) p(u) du = sum_i w_i p(nodes_i) for every polynomial p of degree < len(nodes).
+def integral_weights(nodes: list[float], h: float, rate: float) -> list[float]:
+    """w with int_0^h rate exp(rate (u - h)) p(u) du = sum_i w_i p(nodes_i) for every polynomial p below their number.
 
-    The moments m_k of u^k follow by parts: m_0 = 1 - exp(-h), m_k = h^k - k m_{k-1}.
+    The moments of u^k follow by parts: m_0 = 1 - exp(-rate h), m_k = h^k - k / rate m_{k-1}.
     """
-    moments = [-math.expm1(-h)]
+    moments = [-math.expm1(-rate * h)]
     for k in range(1, len(nodes)):
-        moments.append(h**k - k * moments[-1])
+        moments.append(h**k - k / rate * moments[-1])
     powers = torch.tensor(nodes, dtype=torch.float64)[None, :] ** torch.arange(len(nodes))[:, None]
     weights: list[float] = torch.linalg.solve(powers, torch.tensor(moments, dtype=torch.float64)).tolist()
     return weights
