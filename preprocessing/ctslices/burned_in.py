@@ -45,7 +45,7 @@ def suspected(hu: NDArray[np.float32]) -> bool:
 def _drawn_with(values: NDArray[np.int16], value: int) -> NDArray[np.bool_]:
     """The pixels, bool [rows, columns], that a pen of this value drew: smoothed edges of bright type included."""
     if value < BRIGHT_HU:
-        return values == value
+        return np.equal(values, value)
     covered: NDArray[np.bool_] = values >= value - 0.45 * (value - TISSUE_HU)
     return covered
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import os
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import UID
+from pydicom.uid import UID, RLELossless
 
 from ctslices.native import FileChangedError, native_values
 from ctslices.quiet import quiet
@@ -17,8 +17,6 @@ from ctslices.reject import Reason
 from ctslices.series import StoredPixels
 from ctslices.sources.dicom_file import PARSE_ERRORS
 
-_BY_PREFERENCE = ("pylibjpeg", "gdcm", "pillow", "pydicom")
-"""Decoders in the order of trial: the first that takes a frame decodes it."""
 _CODEC_ERRORS = (*PARSE_ERRORS, RuntimeError, SystemError, AssertionError)
 
 
@@ -51,22 +49,29 @@ def decode_frame(path: str, frame: int, pixels: StoredPixels) -> NDArray[np.inte
 
 
 def _decoded(path: str, frame: int, pixels: StoredPixels) -> NDArray[np.integer]:
-    dataset = _dataset(path, pixels.file_bytes)
+    dataset = _dataset(path, pixels)
     decoder = get_decoder(UID(pixels.transfer_syntax))
-    error: Exception = NotImplementedError()
-    for plugin in _BY_PREFERENCE:
-        if plugin not in decoder.available_plugins:
-            continue
-        try:
-            values: NDArray[np.integer] = decoder.as_array(dataset, index=frame, raw=True, decoding_plugin=plugin)[0]
-        except _CODEC_ERRORS as caught:
-            error = caught
-            continue
-        return values
-    raise error
+    # pydicom's own RLE decoder is plain Python; everywhere else the first of its plugins that takes the frame decodes.
+    quick = (
+        "pylibjpeg" if pixels.transfer_syntax == str(RLELossless) and "pylibjpeg" in decoder.available_plugins else ""
+    )
+    values: NDArray[np.integer] = decoder.as_array(dataset, index=frame, raw=True, decoding_plugin=quick)[0]
+    return values
 
 
-@lru_cache(maxsize=1)
-def _dataset(path: str, file_bytes: int) -> Any:
-    """The file whose frames come one after the other."""
-    return dcmread(path, force=True)
+_multiframe: dict[tuple[str, int, int], Any] = {}
+"""The one multi-frame file whose frames are being asked for, by path, size and time."""
+
+
+def _dataset(path: str, pixels: StoredPixels) -> Any:
+    found = os.stat(path)
+    if found.st_size != pixels.file_bytes:
+        raise FileChangedError
+    key = (path, found.st_size, found.st_mtime_ns)
+    if key in _multiframe:
+        return _multiframe[key]
+    dataset = dcmread(path, force=True)
+    _multiframe.clear()
+    if int(dataset.get("NumberOfFrames") or 1) > 1:
+        _multiframe[key] = dataset
+    return dataset

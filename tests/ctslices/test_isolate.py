@@ -79,14 +79,15 @@ def test_a_decoder_that_kills_its_process_costs_one_plane(
 
 
 def test_a_decoder_that_hangs_costs_one_plane_and_its_time(
-    lossless_jpegs: list[Path], real_chest: NDArray[np.int16]
+    tmp_path: Path, write_series: Write, real_chest: NDArray[np.int16]
 ) -> None:
-    series = series_of(lossless_jpegs)
-    list(decode.planes(series, [0]))  # the child is warm
-    lossless_jpegs[1].unlink()
-    os.mkfifo(lossless_jpegs[1])  # nobody writes: opening it never returns
+    files = write_series(tmp_path / "a", "P1", real_chest[12:17])
+    series = series_of(files)
+    list(decode.planes(series, [0], isolate=True))  # the child is warm
+    files[1].unlink()
+    os.mkfifo(files[1])  # nobody writes: opening it never returns
     started = time.monotonic()
-    first, second, third = decode.planes(series, [0, 1, 2], timeout_s=5.0)
+    first, second, third = decode.planes(series, [0, 1, 2], isolate=True, timeout_s=5.0)
     assert time.monotonic() - started < 30
     assert isinstance(second, Rejected)
     assert second.reason is Reason.DECODER_TIMEOUT

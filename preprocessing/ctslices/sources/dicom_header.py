@@ -17,6 +17,7 @@ from ctslices.sources.dicom_values import (
     floating,
     integer,
     integer_string,
+    malformed,
     national_text,
     text,
     texts,
@@ -37,6 +38,8 @@ class Frame:
     intercept: float | None
     rescale_type: str
     image_type: tuple[str, ...]
+    malformed: bool
+    """An element that may be absent, but decides where it is there, cannot be read."""
     stack: tuple[str, ...]
     """What tells stacks at the same places apart: acquisition number, temporal position, stack identifier."""
 
@@ -75,15 +78,16 @@ def header_of(path: str, parsed: Parsed) -> Header:
     elements = parsed.elements
     shared = _first_item(parsed.dataset, tags.SHARED_GROUPS)
     per_frame = _items(parsed.dataset, tags.PER_FRAME_GROUPS)
-    layers = [_flat(shared), elements] if shared is not None or per_frame else [elements]
-    count = integer_string(elements, tags.NUMBER_OF_FRAMES) or 1
+    layers: list[Elements] = [_flat(shared)] if per_frame else [elements]
+    announced = tags.NUMBER_OF_FRAMES in elements
+    count = integer_string(elements, tags.NUMBER_OF_FRAMES) if announced else 1
     if per_frame:
-        frames = tuple(_frame(index, [_flat(item), *layers]) for index, item in enumerate(per_frame))
+        frames = tuple(_frame(index, [_flat(item), *layers], elements) for index, item in enumerate(per_frame))
         # A header that announces another number of frames than it describes has no geometry for the others.
         frames = frames if len(frames) == count else ()
     else:
-        frames = (_frame(0, layers),) if count == 1 else ()
-    first = [_flat(per_frame[0]), *layers] if per_frame else layers
+        frames = (_frame(0, layers, elements),) if count == 1 else ()
+    first = [_flat(per_frame[0]), *layers, elements] if per_frame else layers
     return Header(
         path=path,
         sop_instance=text(elements, tags.SOP_INSTANCE),
@@ -107,8 +111,21 @@ def header_of(path: str, parsed: Parsed) -> Header:
     )
 
 
-def _frame(index: int, layers: list[Elements]) -> Frame:
-    """A frame's values: its own functional groups before the shared ones before the top level (PS3.3 C.7.6.16)."""
+_DECISIVE = (
+    tags.IMAGE_TYPE,
+    tags.FRAME_TYPE,
+    tags.BURNED_IN,
+    tags.SYNTHETIC_DATA,
+    tags.NUMBER_OF_FRAMES,
+    tags.HIGH_BIT,
+    tags.PIXEL_PADDING,
+    tags.PIXEL_PADDING_LIMIT,
+    tags.RESCALE_TYPE,
+)
+
+
+def _frame(index: int, layers: list[Elements], top: Elements) -> Frame:
+    """A frame's values: in multi-frame files its own functional groups before the shared ones (PS3.3 C.7.6.16)."""
 
     def numbers(tag: int, count: int) -> tuple[float, ...] | None:
         return decimals(_having(layers, tag), tag, count)
@@ -121,12 +138,11 @@ def _frame(index: int, layers: list[Elements]) -> Frame:
         slope=decimal(_having(layers, tags.RESCALE_SLOPE), tags.RESCALE_SLOPE),
         intercept=decimal(_having(layers, tags.RESCALE_INTERCEPT), tags.RESCALE_INTERCEPT),
         rescale_type=text(_having(layers, tags.RESCALE_TYPE), tags.RESCALE_TYPE),
-        image_type=tuple(
-            value for tag in (tags.IMAGE_TYPE, tags.FRAME_TYPE) for value in texts(_having(layers, tag), tag)
-        ),
+        image_type=(*texts(top, tags.IMAGE_TYPE), *texts(_having(layers, tags.FRAME_TYPE), tags.FRAME_TYPE)),
+        malformed=any(malformed(layer, tag) for layer in (*layers, top) for tag in _DECISIVE),
         stack=(
-            text(layers[-1], tags.ACQUISITION_NUMBER),
-            text(layers[-1], tags.TEMPORAL_POSITION),
+            text(top, tags.ACQUISITION_NUMBER),
+            text(top, tags.TEMPORAL_POSITION),
             text(layers[0], tags.FRAME_STACK_ID),
             str(integer(layers[0], tags.FRAME_TEMPORAL_INDEX) or ""),
             str(integer(layers[0], tags.FRAME_ACQUISITION_NUMBER) or ""),

@@ -41,6 +41,8 @@ def _judged(path: Path, parsed: Parsed, header: Header, allow_burned_in: bool) -
     refusal = _kind(parsed, header)
     if refusal is not None:
         return refusal
+    if any(frame.malformed for frame in header.frames):
+        return Refusal(Reason.UNREADABLE, "the header is damaged")
     if parsed.pixels is not None and not header.frames:
         return Refusal(Reason.NO_GEOMETRY, "several frames without the geometry of each")
     stored = stored_pixels(path, parsed, max(len(header.frames), 1))

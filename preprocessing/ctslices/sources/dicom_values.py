@@ -11,9 +11,11 @@ import math
 import re
 import struct
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 
 _DECIMAL = re.compile(rb"[ ]*[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?[ \0]*")
@@ -23,11 +25,23 @@ _SHORT = {2: ("H", "h"), 4: ("I", "i")}
 
 
 def raw_bytes(elements: Mapping[int, Any], tag: int) -> bytes | None:
-    """The element's value as stored; None where it is absent, empty or not a plain value."""
+    """The element's value as stored; None where it is absent, empty, not a plain value, or not of its own VR."""
     element = elements.get(tag)
     if not isinstance(element, RawDataElement) or not isinstance(element.value, bytes):
         return None
-    return element.value
+    return element.value if element.VR in _own_vr(tag) else None
+
+
+def malformed(elements: Mapping[int, Any], tag: int) -> bool:
+    """Whether the element is there with a value that cannot be its own."""
+    element = elements.get(tag)
+    return isinstance(element, RawDataElement) and bool(element.value) and raw_bytes(elements, tag) is None
+
+
+@cache
+def _own_vr(tag: int) -> frozenset[str | None]:
+    """VRs that an element may have in a file: the dictionary's, none (implicit) or UN (PS3.5 section 6.2.2)."""
+    return frozenset({None, "UN", *dictionary_VR(tag).split(" or ")})
 
 
 def text(elements: Mapping[int, Any], tag: int) -> str:
