@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import socket
+import subprocess
+import sys
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Any, Generic, Literal, TypeVar
 
 Task = TypeVar("Task")
@@ -39,8 +39,14 @@ def _where(error: BaseException) -> str:
     return f"{type(error).__name__}{place}"
 
 
-def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
-    """The worker's main: until the parent goes away, which closes the pipe."""
+def serve(descriptor: int) -> None:
+    """The worker's main: until the parent goes away, which closes the socket."""
+    connection = Connection(descriptor)
+    try:
+        sys.path[:] = connection.recv()
+        function = connection.recv()
+    except (EOFError, KeyboardInterrupt):
+        return
     while True:
         try:
             task = connection.recv()
@@ -58,35 +64,31 @@ def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
             return
 
 
+# One thread for linear algebra: small products gain nothing by more, lose a factor of ten where the processors are
+# busy, and round alike whatever the machine.
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes started within take one thread for linear algebra: small products gain nothing by more, lose a factor
-    of ten where the processors are busy, and round alike whatever the machine."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 class _Worker:
-    """One process and the parent's end of its pipe."""
+    """One process and the parent's end of its socket.
+
+    A process of its own and not multiprocessing's: that would import the caller's main module again.
+    """
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_serve, args=(theirs, function), daemon=True)
-        with _one_thread_each():
-            self.process.start()
-        theirs.close()
+        mine, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", f"from ctslices.pool import serve; serve({theirs.fileno()})"],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # libraries may quote there what they decode
+                env=os.environ | dict.fromkeys(_THREADS, "1") | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        self.connection = Connection(mine.detach())
+        self.connection.send(sys.path)
+        self.connection.send(function)
         self.task: Any = None
         self.since = 0.0
 
@@ -103,11 +105,11 @@ class _Worker:
         """End the process now."""
         self.connection.close()
         self.process.kill()
-        self.process.join()
+        self.process.wait()
 
 
 class WorkerPool(Generic[Task, Result]):
-    """`workers` processes (started by spawn) that call `function`, which must be picklable, as must tasks and results.
+    """`workers` fresh processes that call `function`, which must be picklable, as must tasks and results.
 
     Use as a context manager: leaving it ends the processes. `timeout_s` bounds one task.
     """

@@ -164,7 +164,7 @@ def test_a_worker_that_dies_costs_nothing_when_it_was_not_the_file(
     killed = 0
     while process.poll() is None and killed < 2:
         for child in psutil.Process(process.pid).children():
-            if "spawn_main" in " ".join(child.cmdline()) and (tmp_path / "store.work").exists():
+            if "ctslices.pool" in " ".join(child.cmdline()) and (tmp_path / "store.work").exists():
                 finished = len(list((tmp_path / "store.work").glob("*.json")))
                 if finished > killed:
                     child.kill()
