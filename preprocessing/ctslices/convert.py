@@ -22,6 +22,7 @@ from ctslices.geometry import (
     orientation_of,
     plane_centre,
 )
+from ctslices.hounsfield import RescaledCheck
 from ctslices.options import Options
 from ctslices.region import LUNG_MM2, Region, classify, in_context, lung_mm2
 from ctslices.reject import Reason, Rejected
@@ -32,7 +33,7 @@ from ctslices.sources.pictures import label_of
 _SURVEYED = 12
 """Planes of a series that decide on its centre and on its values."""
 _SURVEYED_BYTES = 64 * 2**20
-_ENOUGH_TO_COMPARE = 5
+_NOTED_TURN_DEGREES = 5.0
 _HIGHEST_AIR_HU = -200.0
 """A CT plane has air round the body or in it; where all values lie above, nothing is Hounsfield units."""
 
@@ -162,17 +163,28 @@ def _survey(series: Series, chosen: Sequence[int], turn: Orientation, options: O
     notes = []
     if framed and (width := float(np.median([box.width_mm for box in framed]))) > options.field_mm:
         notes.append(f"the body is wider than the field: {width:.0f} mm")
-    return _Survey(centre, tuple(notes), not_hu(series, list(good.values())), pixels, coarse)
+    if (turned := float(np.degrees(np.arctan2(abs(turn.right[1]), abs(turn.right[0]))))) > _NOTED_TURN_DEGREES:
+        notes.append(f"the planes are turned by {turned:.0f} degrees about their normal; they stay so")
+    return _Survey(
+        centre,
+        tuple(notes),
+        not_hu(series, list(good.values()), [series.planes[index] for index in good]),
+        pixels,
+        coarse,
+    )
 
 
-def not_hu(series: Series, planes: Sequence[NDArray[np.float32]]) -> Rejected | None:
+def not_hu(series: Series, planes: Sequence[NDArray[np.float32]], refs: Sequence[PlaneRef] = ()) -> Rejected | None:
     """Whether a sample of a series' planes (float32 [rows, columns]) shows that its pixels are no Hounsfield units."""
     ranges = [(float(plane.min()), float(plane.max())) for plane in planes]
     path = series.relative_paths[0]
     if ranges and min(low for low, _ in ranges) > _HIGHEST_AIR_HU:
         return Rejected(path, Reason.NOT_HU, "no air in any plane: the values are not Hounsfield units")
-    if len(ranges) >= _ENOUGH_TO_COMPARE and len({high for _, high in ranges}) == 1:
-        return Rejected(path, Reason.NOT_HU, "each plane has the same maximum: it was rescaled or clipped")
+    check = RescaledCheck()
+    for at, plane in enumerate(planes):
+        check.add(plane, *((refs[at].slope, refs[at].intercept) if refs else ()))
+    if check.stretched:
+        return Rejected(path, Reason.NOT_HU, "each plane was stretched to the same maximum")
     return None
 
 

@@ -19,6 +19,10 @@ from ctslices.series import PlaneGeometry, PlaneRef
 
 BODY_HU = -300.0
 """Above it: body, or something as dense. Skin, fat and muscle are; lung, foam and clothes are not."""
+THIN_HU = -500.0
+"""Below it: lung, foam, gas. Outside air flows through foam and clothes."""
+OUTSIDE_HU = -950.0
+"""Where the air around the patient starts from, at the picture's edge."""
 COARSE_MM = 4.0
 """Pixels of the coarse copies on which the body is sought and the region told."""
 _TABLE_MM = 32.0
@@ -171,9 +175,22 @@ def body_mask(coarse: NDArray[np.float32], pixel_mm: tuple[float, float]) -> NDA
     piece = _largest(opened(dense))
     if not piece.any():
         piece = _largest(dense)
-    whole: NDArray[np.bool_] = ndimage.binary_fill_holes(piece)
+    # a lung that the picture's edge cuts is no hole, but it is no air around the body either
+    inner = (coarse < THIN_HU) & ~outside_air(coarse)
+    whole = _largest(ndimage.binary_fill_holes(piece | inner))
     kept = _largest(opened(whole, max(1, round(_TABLE_MM / 2 / max(pixel_mm)))))
     return kept if kept.any() else whole
+
+
+def outside_air(coarse: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """bool [r, c]: air that reaches the picture's edge, with the foam and clothes in it."""
+    labels, count = ndimage.label(coarse < THIN_HU)
+    outside = np.zeros(count + 1, bool)
+    for edge in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
+        outside[labels[edge][coarse[edge] < OUTSIDE_HU]] = True
+    outside[0] = False
+    found: NDArray[np.bool_] = outside[labels]
+    return found
 
 
 def opened(mask: NDArray[np.bool_], steps: int = 1) -> NDArray[np.bool_]:

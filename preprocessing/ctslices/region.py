@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ctslices.geometry import BODY_HU, body_mask, eroded, opened
+from ctslices.geometry import BODY_HU, body_mask, eroded, opened, outside_air
 
 
 class Region(StrEnum):
@@ -24,10 +24,6 @@ class Region(StrEnum):
     """Shows no body."""
 
 
-OUTSIDE_HU = -950.0
-"""Where the air around the patient starts from, at the picture's edge."""
-THIN_HU = -500.0
-"""Outside air flows through what is below it: foam and clothes are."""
 LUNG_HU = -350.0
 """Below it: lung, inflamed lung included, or gas."""
 GAS_HU = -940.0
@@ -72,7 +68,7 @@ def in_context(regions: Sequence[Region]) -> list[Region]:
 def lung_mm2(coarse: NDArray[np.float32], pixel_mm: tuple[float, float]) -> float:
     """Area of lung inside the body, in square millimetres."""
     area = pixel_mm[0] * pixel_mm[1]
-    dark = opened((coarse < LUNG_HU) & ~_outside(coarse))
+    dark = opened((coarse < LUNG_HU) & ~outside_air(coarse))
     labels, count = ndimage.label(dark)
     if not count:
         return 0.0
@@ -88,18 +84,6 @@ def lung_mm2(coarse: NDArray[np.float32], pixel_mm: tuple[float, float]) -> floa
         if median > (FREE_AIR_HU if sizes[number] > LARGE_MM2 else GAS_HU):
             total += float(sizes[number])
     return total
-
-
-def _outside(coarse: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Air that reaches the picture's edge, with the foam and clothes in it."""
-    labels, count = ndimage.label(coarse < THIN_HU)
-    edge = [(labels[at], coarse[at]) for at in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1])]
-    outside = np.zeros(count + 1, bool)
-    for numbers, values in edge:
-        outside[numbers[values < OUTSIDE_HU]] = True
-    outside[0] = False
-    found: NDArray[np.bool_] = outside[labels]
-    return found
 
 
 def _skull_share(coarse: NDArray[np.float32], bone: NDArray[np.bool_], body: NDArray[np.bool_]) -> float:

@@ -63,21 +63,27 @@ def read_planes(series: Series, indices: Sequence[int]) -> Iterator[NDArray[np.f
         with quiet():
             image = _load(Path(ref.path))
             axes = axes_of(_affine_lps(image))
-            values = _unpacked(ref.path) if _must_unpack(ref.path, image) else image.dataobj
+            stored = _unpacked(ref.path) if _must_unpack(ref.path, image) else None
     except (*_BROKEN, OSError) as error:
         yield from [broken_at_decoding(ref, error)] * len(indices)
         return
     for index in indices:
-        yield _plane(values, axes, series, index)
+        yield _plane(image.dataobj, stored, axes, series, index)
 
 
-def _plane(values: Any, axes: Axes, series: Series, index: int) -> NDArray[np.float32] | Rejected:
+def _plane(
+    proxy: Any, stored: NDArray[Any] | None, axes: Axes, series: Series, index: int
+) -> NDArray[np.float32] | Rejected:
     assert series.geometry is not None
-    where: list[Any] = [slice(None)] * 3 + [0] * (len(values.shape) - 3)
+    where: list[Any] = [slice(None)] * 3 + [0] * (len(proxy.shape) - 3)
     where[axes.stack] = series.planes[index].frame
     try:
         with quiet():
-            plane = as_hu(np.asarray(values[tuple(where)]))
+            if stored is None:
+                values = np.asarray(proxy[tuple(where)])
+            else:
+                values = stored[tuple(where)] * float(proxy.slope) + float(proxy.inter)
+        plane = as_hu(values)
     except (*_BROKEN, OSError, IndexError) as error:
         return broken_at_decoding(series.planes[index], error)
     return plane if plane.shape == series.geometry.shape else changed(series.planes[index])
@@ -102,8 +108,8 @@ def _must_unpack(path: str, image: Any) -> bool:
 
 @lru_cache(maxsize=1)
 def _unpacked(path: str) -> NDArray[Any]:
-    """The whole volume, unpacked once for all calls, in its stored type where no scaling is needed."""
-    array: NDArray[Any] = np.asanyarray(_load(Path(path)).dataobj)
+    """The whole volume in its stored type, unscaled, unpacked once for all calls."""
+    array: NDArray[Any] = _load(Path(path)).dataobj.get_unscaled()
     return array
 
 
