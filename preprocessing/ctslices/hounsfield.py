@@ -35,11 +35,13 @@ class RescaledCheck:
     """Watches the planes of one series for values that were stretched to one range in each slice.
 
     Pictures that were turned into "CT" (or scans normalised slice by slice) reach the same maximum in each slice; in a
-    real scan the maximum moves with the bones. A scanner's own ceiling (metal, 3071 HU) is reached in many pixels of a
-    slice, a stretched maximum in one or a few.
+    real scan the maximum moves with the bones. A scanner's own ceiling (metal, 3071 HU) lies high and is reached in
+    many pixels of a slice, a stretched maximum in one or a few.
     """
 
     MIN_PLANES = 5
+    METAL_HU = 2000.0
+    """No scanner's ceiling lies lower."""
 
     def __init__(self) -> None:
         self._planes = 0
@@ -64,5 +66,5 @@ class RescaledCheck:
         if self._planes < self.MIN_PLANES:
             return False
         if len(self._maxima) == 1:
-            return self._lone > self._planes // 2
+            return self._lone > self._planes // 2 or max(self._maxima) < self.METAL_HU
         return len(self._stored_maxima) == 1 and len(self._slopes) > 1

@@ -45,7 +45,7 @@ def read(
     """
     with quiet():
         found = list(mapper(partial(header_quietly, allow_burned_in=options.allow_burned_in), files))
-        relative = {str(path): path.relative_to(export).as_posix() for path in files}
+        relative = {str(path): _relative(path, export) for path in files}
         rejected = [
             Rejected(relative[str(path)], result.reason, result.detail)
             for path, result in zip(files, found, strict=True)
@@ -66,6 +66,12 @@ def header_quietly(path: Path, allow_burned_in: bool = False) -> Header | Refusa
     """`dicom_judge.read_header` for a worker process: silent there too."""
     with quiet():
         return read_header(path, allow_burned_in)
+
+
+def _relative(path: Path, export: Path) -> str:
+    """With forward slashes; bytes of a name that are not UTF-8 become escapes that can be written anywhere."""
+    text = path.relative_to(export).as_posix()
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _by_series(headers: Iterable[Header]) -> list[list[Header]]:
