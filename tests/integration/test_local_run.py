@@ -53,7 +53,8 @@ def test_the_model_file_loads_alone_with_plan_and_provenance(finished: tuple[Pat
     job, run, _ = finished
     model = model_file.load_model(run / "model.safetensors")
     assert model.plan == job_folder.read_plan(job)
-    assert model.provenance["sites"]["hosp-b"] == {"rounds": 2, "examples": 32, "patients": 4}
+    assert model.provenance["sites"]["hosp-b"] == {"rounds": 2, "examples": 32, "patients": 4, "unit": "patient"}
+    assert (model.provenance["values"], model.provenance["field_mm"]) == ("hu", 360.0)
 
 
 def test_each_site_counted_what_left_it(finished: tuple[Path, Path, list[str]]) -> None:

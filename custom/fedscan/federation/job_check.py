@@ -70,7 +70,7 @@ def _files(job: Path) -> Iterator[Finding]:
 
 
 def _config(config: Mapping[str, Any], where: str) -> Iterator[Finding]:
-    for path in _class_paths({k: v for k, v in config.items() if k not in {"plan", "submission"}}):
+    for path in class_paths(config):
         if not path.startswith(CLASS_PREFIX):
             yield Finding("error", where, f"names class {path!r}: sites allow {CLASS_PREFIX}* and nothing else")
     for key in ("plan", "submission"):
@@ -86,6 +86,11 @@ def _config(config: Mapping[str, Any], where: str) -> Iterator[Finding]:
     else:
         if submission.is_expired():
             yield Finding("error", where, f"the submission expired at {submission.expires}: make the job anew")
+
+
+def class_paths(config: Mapping[str, Any]) -> Iterator[str]:
+    """Every class that a configuration names, plan and submission apart."""
+    return _class_paths({key: value for key, value in config.items() if key not in {"plan", "submission"}})
 
 
 def _class_paths(node: object) -> Iterator[str]:
@@ -191,6 +196,7 @@ def _stores(plan: Plan, stores: Mapping[str, Path]) -> Iterator[Finding]:
     from ctslices.store import SliceStore, StoreError
 
     units: dict[str, str] = {}
+    scales: dict[str, tuple[str, float | None]] = {}
     for site, path in sorted(stores.items()):
         where = f"--site {site}"
         try:
@@ -199,9 +205,14 @@ def _stores(plan: Plan, stores: Mapping[str, Path]) -> Iterator[Finding]:
             yield Finding("error", where, str(error))
             continue
         units[site] = store.unit
+        scales[site] = (store.manifest.values, store.manifest.field_mm)
         if store.size != plan.model.size:
             yield Finding("error", where, f"store has {store.size}-pixel slices, plan.model.size is {plan.model.size}")
         yield from _content(plan, store, where)
+    if len({values for values, _ in scales.values()}) > 1:
+        yield Finding("error", "stores", f"some hold HU and some grey values, which one model cannot learn: {scales}")
+    elif len(set(scales.values())) > 1:
+        yield Finding("warning", "stores", f"their fields differ, so the model has no scale in mm: {scales}")
     if images := sorted(site for site, unit in units.items() if unit == "image"):
         text = f"{', '.join(images)}: the unit is the image, not the patient; patients are unknown there"
         yield Finding("warning", "unit", text)

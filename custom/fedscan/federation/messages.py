@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -38,7 +38,9 @@ class Answer(_Message):
     steps: int = Field(ge=1)
     loss: float
     seconds: float = Field(ge=0)
-    unit: str = Field(pattern="^(patient|image)$")
+    unit: Literal["patient", "image"] = Field(description="what the site's counts, split and weights go by")
+    values: Literal["hu", "grey"] = Field(description="what the site's slices hold")
+    field_mm: float | None = Field(gt=0, description="side of the site's slices; null for pictures")
 
 
 _M = TypeVar("_M", bound=_Message)

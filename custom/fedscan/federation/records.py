@@ -22,6 +22,9 @@ class SiteEntry(BaseModel):
     refused: str | None = Field(default=None, description="why its answer was not taken, or what it said instead")
     examples: int | None = None
     patients: int | None = None
+    unit: str | None = Field(default=None, description="patient, or image where patients are unknown")
+    values: str | None = Field(default=None, description="hu or grey")
+    field_mm: float | None = None
     steps: int | None = None
     loss: float | None = None
     weight: float | None = Field(default=None, description="share of this answer in the new global model")

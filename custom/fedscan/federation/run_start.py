@@ -52,14 +52,21 @@ def provenance(job: ServerJob, state: Checkpoint) -> dict[str, Any]:
     """Who took part in what: from rounds.jsonl, for the model file."""
     rounds = records.effective_rounds(job.rounds_file)
     sites: dict[str, dict[str, Any]] = {}
+    told: dict[str, set[Any]] = {"unit": set(), "values": set(), "field_mm": set()}
     for record in rounds:
         for site, entry in record.sites.items():
             if not entry.answered:
                 continue
             known = sites.setdefault(site, {"rounds": 0})
             known["rounds"] += 1
-            known |= {"examples": entry.examples, "patients": entry.patients}
+            known |= {"examples": entry.examples, "patients": entry.patients, "unit": entry.unit}
+            for key, values in told.items():
+                values.add(getattr(entry, key))
     return {
+        "unit": "patient" if told["unit"] == {"patient"} else "image",
+        "values": "grey" if "grey" in told["values"] else "hu",
+        # Sites of different fields draw one body at different scales: the model then has none.
+        "field_mm": next(iter(told["field_mm"])) if len(told["field_mm"]) == 1 else None,
         "run_id": job.submission.run_id,
         "plan_digest": job.plan.digest,
         "rounds_done": state.rounds_done,

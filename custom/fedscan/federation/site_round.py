@@ -83,6 +83,8 @@ class SiteTraining:
             loss=trained.loss,
             seconds=round(trained.seconds, 3),
             unit=trained.unit,
+            values=trained.values,
+            field_mm=trained.field_mm,
         )
 
     def stop(self) -> None:

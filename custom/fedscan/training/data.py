@@ -33,6 +33,8 @@ class TrainingSet:
     patient: NDArray[np.int32]
     """int32 [n], the store's patient numbers (unit `image`: each slice its own)."""
     unit: Literal["patient", "image"]
+    field_mm: float | None = None
+    """Side of a slice; None for pictures, which have no scale."""
 
     @classmethod
     def from_store(cls, store: SliceStore, plan: Plan) -> TrainingSet:
@@ -52,10 +54,16 @@ class TrainingSet:
             label=_labels(store, chosen, plan.model.classes),
             patient=patient,
             unit=store.unit,
+            field_mm=store.manifest.field_mm,
         )
 
     def __len__(self) -> int:
         return len(self.hu)
+
+    @property
+    def values(self) -> Literal["hu", "grey"]:
+        """What the slices hold."""
+        return "grey" if self.window == "grey" else "hu"
 
     @property
     def examples(self) -> int:

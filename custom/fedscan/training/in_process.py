@@ -156,7 +156,12 @@ class _Federation:
         return RoundReport(number, sites, loss, time.monotonic() - started, after)
 
     def provenance(self, state: Checkpoint) -> dict[str, Any]:
+        data = [trainer.data for trainer in self.trainers.values()]
+        fields = {one.field_mm for one in data}
         return {
+            "unit": "patient" if all(one.unit == "patient" for one in data) else "image",
+            "values": "grey" if any(one.values == "grey" for one in data) else "hu",
+            "field_mm": fields.pop() if len(fields) == 1 else None,
             "run_id": self.run_id,
             "plan_digest": self.plan.digest,
             "rounds_done": state.rounds_done,

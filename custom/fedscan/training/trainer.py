@@ -61,6 +61,8 @@ class Child:
             examples=result.examples,
             patients=result.patients,
             unit=self._trainer.data.unit,
+            values=self._trainer.data.values,
+            field_mm=self._trainer.data.field_mm,
             steps=result.steps,
             seconds=time.monotonic() - started,
             from_round=before[0] if before else None,

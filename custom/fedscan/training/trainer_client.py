@@ -18,7 +18,7 @@ from typing import IO, Literal
 
 from fedscan.plan import Plan
 from fedscan.training import trainer_protocol as protocol
-from fedscan.training.trainer_protocol import Done, ProtocolError, Refused, Start, Train
+from fedscan.training.trainer_protocol import Done, Progress, ProtocolError, Refused, Start, Train
 
 LOOK_EVERY_S = 0.2
 STOP_GRACE_S = 2.0
@@ -64,6 +64,8 @@ class Answer:
     examples: int
     patients: int
     unit: Literal["patient", "image"]
+    values: Literal["hu", "grey"]
+    field_mm: float | None
     steps: int
     seconds: float
     """Of the round in the child."""
@@ -122,19 +124,25 @@ class Trainer:
         )
 
     def train(
-        self, round_number: int, weights_path: Path, out_path: Path, deadline_s: float, abort: Callable[[], bool]
+        self,
+        round_number: int,
+        weights_path: Path,
+        out_path: Path,
+        deadline_s: float,
+        abort: Callable[[], bool],
+        progress: Callable[[Progress], None] | None = None,
     ) -> Answer:
         """Trains one round from the weights in `weights_path`; its update is then whole in `out_path`.
 
         `deadline_s` counts from now and includes the child's start. Deadline, `abort` and the child's life are looked
-        at five times a second. Raises TrainerRefused (child stays), TrainerDied, TrainerTimeout, TrainerAborted
-        (child is gone; the next call starts another).
+        at five times a second; `progress` is told about once a second how far the round is. Raises TrainerRefused
+        (child stays), TrainerDied, TrainerTimeout, TrainerAborted (child is gone; the next call starts another).
         """
         until = time.monotonic() + deadline_s
         self.start()
         self._say(Train(round_number=round_number, weights=weights_path.absolute(), out=out_path.absolute()))
         try:
-            done = self._wait(until, abort, round_number)
+            done = self._wait(until, abort, round_number, progress)
         except (TrainerDied, TrainerTimeout, TrainerAborted):
             self.stop(grace_s=0.0)
             raise
@@ -181,7 +189,13 @@ class Trainer:
             self.stop(grace_s=0.0)
             raise error from None
 
-    def _wait(self, until: float, abort: Callable[[], bool], round_number: int) -> Done:
+    def _wait(
+        self,
+        until: float,
+        abort: Callable[[], bool],
+        round_number: int,
+        progress: Callable[[Progress], None] | None,
+    ) -> Done:
         child = self._living()
         with selectors.DefaultSelector() as selector:
             selector.register(child.stdout, selectors.EVENT_READ)
@@ -192,8 +206,11 @@ class Trainer:
                     raise TrainerTimeout(f"round {round_number} was not trained within its deadline")
                 if selector.select(min(LOOK_EVERY_S, left)):
                     for line in self._lines(child):
-                        if (done := _judge(line, round_number)) is not None:
-                            return done
+                        reply = _judge(line, round_number)
+                        if isinstance(reply, Done):
+                            return reply
+                        if progress is not None:
+                            progress(reply)
 
     def _lines(self, child: _Running) -> list[bytes]:
         """Whole lines that have come. Raises TrainerDied at the end of the stream."""
@@ -213,18 +230,16 @@ class Trainer:
         return self._child
 
 
-def _judge(line: bytes, round_number: int) -> Done | None:
+def _judge(line: bytes, round_number: int) -> Done | Progress:
     try:
         reply = protocol.reply(line)
     except ProtocolError as error:
         raise TrainerDied(f"the trainer child spoke {error} and was ended") from None
     if isinstance(reply, Refused):
         raise TrainerRefused(reply.reason)
-    if isinstance(reply, Done):
-        if reply.round_number != round_number:
-            raise TrainerDied(f"the trainer child answered round {reply.round_number}, not {round_number}")
-        return reply
-    return None
+    if isinstance(reply, Done) and reply.round_number != round_number:
+        raise TrainerDied(f"the trainer child answered round {reply.round_number}, not {round_number}")
+    return reply
 
 
 def _end_of(process: subprocess.Popen[bytes]) -> str:

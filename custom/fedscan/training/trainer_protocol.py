@@ -63,6 +63,10 @@ class Done(_Line):
     examples: int
     patients: int
     unit: Literal["patient", "image"]
+    values: Literal["hu", "grey"]
+    """What the store's slices hold."""
+    field_mm: float | None
+    """Side of a slice in the store; None for pictures."""
     steps: int
     seconds: float
     """Of the round in the child, reading and writing of files included."""

@@ -153,7 +153,7 @@ def test_the_job_package_holds_the_classes_that_jobs_name_and_nothing_else(repos
                     own.add(f"{module.name}.{name}")
     named = set()
     for config in (repository / "jobs").rglob("config_fed_*.json"):
-        named |= set(job_check._class_paths(json.loads(config.read_text())))
+        named |= set(job_check.class_paths(json.loads(config.read_text())))
     assert own == named
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedscan.federation.checkpoints import Checkpoint
+from fedscan.training.checkpoints import Checkpoint
 from fedscan.federation.server_round import ServerRound
 from fedscan.plan import Plan
 from fedscan.training.weights import Weights
@@ -29,7 +29,16 @@ def new_round(**changes: Any) -> ServerRound:
 
 def answer(r: ServerRound, **changes: Any) -> dict[str, Any]:
     meta = r.task.model_dump(exclude={"deadline_s"})
-    return meta | {"examples": 10, "patients": 2, "steps": 3, "loss": 0.5, "seconds": 1.0, "unit": "patient"} | changes
+    return (
+        meta
+        | {"examples": 10, "patients": 2, "steps": 3, "loss": 0.5, "seconds": 1.0}
+        | {
+            "unit": "patient",
+            "values": "hu",
+            "field_mm": 360.0,
+        }
+        | changes
+    )
 
 
 def test_the_new_model_is_the_weighted_sum_whoever_answers_first() -> None:
