@@ -1,6 +1,6 @@
 """How fast the intake is: against MONAI's transforms, against reading alone, and over cores.
 
-    python benchmarks/intake.py [--patients 20] [--repeats 3] [--out docs/results]
+    python benchmarks/intake.py [--patients 40] [--repeats 3] [--out docs/results]
 
 All ways read the same real series (one chest of Lung-PET-CT-Dx, 30 slices of 512 x 512, CC BY 4.0, copied as so many
 patients) in one run, in turn, and the medians count. Needs FEDSCAN_DATA (default ../shared/data).
@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from ctslices.prepare import Site, prepare
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("FEDSCAN_DATA", REPOSITORY.parent / "shared" / "data"))
+Rates = dict[str, list[float]]
 OPTIONS = Options(every_mm=None, region="any")
 """Every slice, as the other ways take every slice; the screen for burned-in text is on."""
 
@@ -90,20 +92,26 @@ def monai_transform(export: Path, series: int) -> int:
     return slices
 
 
-def per_second(function: Callable[[], int]) -> float:
-    """Slices a second of one call."""
-    began = time.perf_counter()
+def cpu_s() -> float:
+    """Processor time of this process and of those that it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def measured(function: Callable[[], int]) -> tuple[float, float]:
+    """Slices a second, and processor milliseconds a slice, of one call."""
+    began, used = time.perf_counter(), cpu_s()
     slices = function()
-    return slices / (time.perf_counter() - began)
+    return slices / (time.perf_counter() - began), 1000 * (cpu_s() - used) / slices
 
 
-def run(patients: int, repeats: int, monai_series: int) -> dict[str, list[float]]:
-    """Slices a second of every way, by repeat; the ways take turns."""
+def run(patients: int, repeats: int, monai_series: int) -> tuple[Rates, Rates]:
+    """Slices a second, and processor milliseconds a slice, of every way, by repeat; the ways take turns."""
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         plain, packed = scratch / "plain", scratch / "packed"
         write_export(plain, patients, compressed=False)
-        write_export(packed, max(4, patients // 4), compressed=True)
+        write_export(packed, max(4, patients // 8), compressed=True)
         ways: dict[str, Callable[[], int]] = {
             "prepare, 2 workers": lambda: ours(plain, scratch, 2),
             "limit, 1 core": lambda: limit(plain),
@@ -113,15 +121,19 @@ def run(patients: int, repeats: int, monai_series: int) -> dict[str, list[float]
             "prepare, JPEG 2000, 2 workers": lambda: ours(packed, scratch, 2),
         }
         monai_transform(plain, 1)
-        rates: dict[str, list[float]] = {way: [] for way in ways}
+        rates: Rates = {way: [] for way in ways}
+        costs: Rates = {way: [] for way in ways}
         for repeat in range(repeats):
             for way, function in ways.items():
-                rates[way].append(per_second(function))
-                print(f"{repeat + 1}/{repeats} {way}: {rates[way][-1]:.0f} slices/s", file=sys.stderr, flush=True)
-        return rates
+                rate, cost = measured(function)
+                rates[way].append(rate)
+                costs[way].append(cost)
+                told = f"{repeat + 1}/{repeats} {way}: {rate:.0f} slices/s, {cost:.2f} ms of processor a slice"
+                print(told, file=sys.stderr, flush=True)
+        return rates, costs
 
 
-def summary(rates: dict[str, list[float]]) -> dict[str, float]:
+def summary(rates: Rates) -> dict[str, float]:
     """The ratios that carry a promise, from the medians."""
     middle = {way: statistics.median(values) for way, values in rates.items()}
     return {
@@ -149,11 +161,18 @@ def machine() -> dict[str, str]:
     }
 
 
-def write_results(out: Path, patients: int, rates: dict[str, list[float]], command: str) -> None:
+def write_results(out: Path, patients: int, rates: Rates, costs: Rates, command: str) -> None:
     """intake.md and intake.json."""
     ratios, told = summary(rates), machine()
     out.mkdir(parents=True, exist_ok=True)
-    record = {"command": command, "patients": patients, "rates": rates, "ratios": ratios, "machine": told}
+    record = {
+        "command": command,
+        "patients": patients,
+        "rates": rates,
+        "processor_ms": costs,
+        "ratios": ratios,
+        "machine": told,
+    }
     (out / "intake.json").write_text(json.dumps(record, indent=1) + "\n")
     lines = [
         "# Intake: slices a second",
@@ -164,9 +183,13 @@ def write_results(out: Path, patients: int, rates: dict[str, list[float]], comma
         "(PydicomReader) + Orientationd + Spacingd + Resized to the store's pixels, warm, with its threads; the limit",
         "is pydicom's dcmread without decoding and a plain 8 x 8 block mean in one process. Compressed: JPEG 2000.",
         "",
-        "| way | slices/s, median | each |",
-        "|---|---|---|",
-        *(f"| {w} | {statistics.median(v):.0f} | {', '.join(f'{x:.0f}' for x in v)} |" for w, v in rates.items()),
+        "| way | slices/s, median | each | processor ms a slice, median |",
+        "|---|---|---|---|",
+        *(
+            f"| {way} | {statistics.median(values):.0f} | {', '.join(f'{value:.0f}' for value in values)} "
+            f"| {statistics.median(costs[way]):.2f} |"
+            for way, values in rates.items()
+        ),
         "",
         "| ratio of medians | |",
         "|---|---|",
@@ -181,14 +204,14 @@ def write_results(out: Path, patients: int, rates: dict[str, list[float]], comma
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patients", type=int, default=20)
+    parser.add_argument("--patients", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--monai-series", type=int, default=4, help="series that MONAI's rate is measured on")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "docs" / "results")
     arguments = parser.parse_args()
-    rates = run(arguments.patients, arguments.repeats, arguments.monai_series)
+    rates, costs = run(arguments.patients, arguments.repeats, arguments.monai_series)
     command = f"python benchmarks/intake.py --patients {arguments.patients} --repeats {arguments.repeats}"
-    write_results(arguments.out, arguments.patients, rates, command)
+    write_results(arguments.out, arguments.patients, rates, costs, command)
     print((arguments.out / "intake.md").read_text())
 
 

@@ -130,6 +130,10 @@ class WorkerPool(Generic[Task, Result]):
             worker.end()
         self._workers = []
 
+    def another(self) -> WorkerPool[Task, Result]:
+        """A pool like this one, of one process."""
+        return WorkerPool(self._function, 1, self._timeout_s)
+
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome[Task, Result]]:
         """Outcomes in the order in which they come; tasks are drawn only as workers become free."""
         waiting = deque(tasks)
@@ -193,30 +197,40 @@ def call_each(task: tuple[Callable[[Any], Any], list[Any]]) -> list[Any]:
 
 
 def ordered_map(
-    pool: WorkerPool[Any, Any], function: Callable[[Any], Any], items: Sequence[Any], chunk: int = 32
+    pool: WorkerPool[Any, Any],
+    function: Callable[[Any], Any],
+    items: Sequence[Any],
+    instead: Callable[[str], Any],
+    chunk: int = 32,
 ) -> Iterator[Any]:
     """`map(function, items)` over a pool whose function is `call`, in chunks; results in the order of `items`.
 
-    RuntimeError, without any text of the items, when a chunk's process dies or its function raises.
+    A chunk that fails is done again item by item; an item that fails alone becomes `instead(what happened)`.
     """
     chunks = [(function, list(items[start : start + chunk])) for start in range(0, len(items), chunk)]
     done: dict[int, list[Any]] = {}
     following = 0
     for outcome in pool.run([(call_numbered, (number, task)) for number, task in enumerate(chunks)]):
-        if outcome.state != "done":
-            raise RuntimeError(f"a worker did not finish its part of the work: {outcome.error or outcome.state}")
-        assert outcome.result is not None
-        number, results = outcome.result
-        done[number] = results
+        number, (_, arguments) = outcome.task[1]
+        done[number] = outcome.result if outcome.result else list(_alone(pool, function, arguments, instead))
         while following in done:
             yield from done.pop(following)
             following += 1
 
 
-def call_numbered(task: tuple[int, Any]) -> tuple[int, list[Any]]:
-    """`call_each` that says which chunk it was."""
-    number, chunk = task
-    return number, call_each(chunk)
+def _alone(
+    pool: WorkerPool[Any, Any], function: Callable[[Any], Any], items: list[Any], instead: Callable[[str], Any]
+) -> Iterator[Any]:
+    """One process more, for the items of a chunk that failed."""
+    with pool.another() as single:
+        for item in items:
+            for outcome in single.run([(function, item)]):
+                yield outcome.result if outcome.state == "done" else instead(outcome.error or outcome.state)
+
+
+def call_numbered(task: tuple[int, Any]) -> list[Any]:
+    """`call_each` of a chunk that carries its number."""
+    return call_each(task[1])
 
 
 def default_workers() -> int:

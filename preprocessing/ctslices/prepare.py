@@ -38,6 +38,7 @@ from ctslices.quarantine import quarantine_path, released_planes, write_quaranti
 from ctslices.reject import Reason, Rejected
 from ctslices.rejected import count_by_reason, rejected_path, write_rejected
 from ctslices.report import PrepareReport, label_counts, split_counts, store_notes
+from ctslices.sources.dicom_file import Refusal
 from ctslices.sources.scan import find
 from ctslices.store import MANIFEST, SliceStore, StoreError, read_manifest
 from ctslices.swap import put_in_place, recover
@@ -198,7 +199,7 @@ class _Run:
 
         def mapper(function: Callable[[Path], Any], files: Any) -> Iterator[Any]:
             files = list(files)
-            for done, result in enumerate(ordered_map(pool, function, files), start=1):
+            for done, result in enumerate(ordered_map(pool, function, files, _unread), start=1):
                 self.progress("reading headers", done, len(files))
                 yield result
 
@@ -284,6 +285,10 @@ class _Run:
             notes=store_notes(manifest),
             unchanged=unchanged,
         )
+
+
+def _unread(what: str) -> Refusal:
+    return Refusal(Reason.UNREADABLE, f"reading the header failed: {what}")
 
 
 def _digest(path: Path) -> str:

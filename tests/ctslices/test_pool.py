@@ -26,10 +26,6 @@ def _work(task: str) -> str:
     return task.upper()
 
 
-def _double(number: int) -> int:
-    return 2 * number
-
-
 def test_a_death_a_hang_and_an_error_cost_their_own_task_alone() -> None:
     tasks = ["a", "die", "b", "raise", "hang", "c", "d"]
     with WorkerPool(_work, workers=2, timeout_s=4.0) as pool:
@@ -42,12 +38,15 @@ def test_a_death_a_hang_and_an_error_cost_their_own_task_alone() -> None:
     assert "SECRET" not in outcomes["raise"].error
 
 
-def test_an_ordered_map_keeps_the_order_over_chunks() -> None:
+def test_an_ordered_map_keeps_the_order_and_loses_no_more_than_what_fails() -> None:
+    tasks = [*"abcdefgh", "raise", *"ij", "die", *"klm"]
+    wanted = [t.upper() for t in tasks]
+    wanted[8], wanted[11] = "<failed>", "<crashed>"
     with WorkerPool(call, workers=2) as pool:
-        assert list(ordered_map(pool, _double, list(range(50)), chunk=7)) == [2 * k for k in range(50)]
-        with pytest.raises(RuntimeError, match=r"ValueError at test_pool\.py") as caught:
-            list(ordered_map(pool, _work, ["a", "raise"]))
-    assert "SECRET" not in str(caught.value)
+        got = list(ordered_map(pool, _work, tasks, lambda what: f"<{what}>", chunk=4))
+    assert got[8].startswith("<ValueError at test_pool.py:")
+    assert "SECRET" not in got[8]
+    assert [*got[:8], "<failed>", *got[9:]] == wanted
 
 
 def test_leaving_the_pool_ends_its_processes() -> None:
