@@ -16,6 +16,9 @@ def quiet() -> Iterator[None]:
 
     Their texts quote header values (names, identifiers, paths), which must reach neither a terminal nor a log.
     """
+    if logging.getLogger("pydicom").disabled:
+        yield  # within another quiet block: nothing to do, and this runs for every file
+        return
     loggers = [logging.getLogger(name) for name in _LIBRARIES]
     known = logging.root.manager.loggerDict
     loggers += [logging.getLogger(name) for name in list(known) if name.partition(".")[0] in _LIBRARIES]

@@ -7,8 +7,6 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from ctslices.reject import Reason
 from ctslices.sources.dicom_file import PARSE_ERRORS, Parsed, Refusal, parse
 from ctslices.sources.dicom_header import Frame, Header, header_of
@@ -90,9 +88,9 @@ def _frame_geometry(frame: Frame) -> Refusal | None:
         return Refusal(Reason.NO_GEOMETRY, f"the pixel spacing is outside {low} to {high} mm")
     if max(abs(value) for value in frame.position_mm) > 1e5:
         return Refusal(Reason.NO_GEOMETRY, "the position is more than 100 m away")
-    row, column = np.array(frame.orientation[:3]), np.array(frame.orientation[3:])
-    lengths_off = max(abs(float(np.linalg.norm(row)) - 1), abs(float(np.linalg.norm(column)) - 1))
-    if lengths_off > 1e-3 or abs(float(row @ column)) > 1e-3:
+    row, column = frame.orientation[:3], frame.orientation[3:]
+    lengths_off = max(abs(math.hypot(*row) - 1), abs(math.hypot(*column) - 1))
+    if lengths_off > 1e-3 or abs(sum(a * b for a, b in zip(row, column, strict=True))) > 1e-3:
         return Refusal(Reason.NO_GEOMETRY, "the orientation is not two perpendicular unit vectors")
     if _words(frame) & _REFORMATTED:
         return Refusal(Reason.NOT_AXIAL, "a reformat")
@@ -116,8 +114,10 @@ def _rescale(header: Header) -> Refusal | None:
 def tilt_degrees(frame: Frame) -> float:
     """Angle between the plane's normal and the patient's long axis, 0 to 90 degrees."""
     assert frame.orientation is not None
-    normal = np.cross(frame.orientation[:3], frame.orientation[3:])
-    return math.degrees(math.acos(min(1.0, abs(float(normal[2])) / float(np.linalg.norm(normal)))))
+    # Plain arithmetic: for three numbers numpy takes ten times as long, and this runs for every file.
+    rx, ry, rz, cx, cy, cz = frame.orientation
+    normal = (ry * cz - rz * cy, rz * cx - rx * cz, rx * cy - ry * cx)
+    return math.degrees(math.acos(min(1.0, abs(normal[2]) / math.hypot(*normal))))
 
 
 def _words(frame: Frame) -> set[str]:

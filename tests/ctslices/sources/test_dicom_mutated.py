@@ -142,7 +142,7 @@ def agrees(data: bytes, series: Series, plane: PlaneRef, hu: NDArray[np.float32]
         own = plain(dataset, plane)
         assert dataset.Modality == "CT"
         assert one_text(dataset.PatientID) == one_text(series.raw_patient)
-        assert one_text(dataset.SeriesInstanceUID) == one_text(series.raw_series.partition("#")[0])
+        assert one_text(dataset.SeriesInstanceUID) == one_text(series.raw_series)
         assert [float(x) for x in own.ImagePositionPatient] == list(plane.origin_mm)
         assert series.geometry is not None
         orientation = [*series.geometry.row_direction, *series.geometry.column_direction]
@@ -160,7 +160,7 @@ def agrees(data: bytes, series: Series, plane: PlaneRef, hu: NDArray[np.float32]
 def one_text(value: object) -> str:
     """Identifiers without padding, which pydicom takes off each of several values."""
     joined = "\\".join(value) if isinstance(value, MultiValue) else str(value)
-    return joined.translate({ord(" "): None, 0: None})
+    return "".join(joined.replace("\0", " ").split())
 
 
 def padded(dataset: FileDataset, stored: NDArray[np.integer]) -> NDArray[np.bool_]:
