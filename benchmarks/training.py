@@ -149,11 +149,12 @@ def page(results: list[Result]) -> str:
         "# A training step beside diffusers",
         "",
         f"`python benchmarks/training.py`; {cpu_name()}, one thread, torch {torch.__version__}, "
-        f"diffusers {_version('diffusers')}, MONAI {_version('monai')}. CPU seconds a step, medians of "
-        "alternating steps in one run (smallest..largest in brackets), slices of 64 pixels. Both ran under the trainer child's malloc "
-        "settings. Ours is the whole step of `training.local`: int16 slices to [-1, 1], noise, network, loss, clip, "
-        "fused AdamW. Theirs is `UNet2DModel` with the same channels, attention and groups and `DDPMScheduler`, and "
-        "the same loss, clip and fused AdamW on slices that are ready.",
+        f"diffusers {_version('diffusers')}, MONAI {_version('monai')}.",
+        "CPU seconds a step, medians of alternating steps in one run (smallest..largest in brackets), slices of 64 "
+        "pixels. Both ran under the trainer child's malloc settings.",
+        "Ours is the whole step of `training.local`: int16 slices to [-1, 1], noise, network, loss, clip, fused AdamW. "
+        "Theirs is `UNet2DModel` with the same channels, attention and groups and `DDPMScheduler`, and the same loss, "
+        "clip and fused AdamW on slices that are ready.",
         "",
         "| preset | fold | parameters ours / theirs | batch | precision | ours s | theirs s | ours / theirs | target |",
         "|---|---|---|---|---|---|---|---|---|",
