@@ -19,6 +19,7 @@ def patient() -> Patient:
 
 
 def test_the_same_seed_gives_the_same_slices(patient: Patient) -> None:
+    assert draw_patient(np.random.default_rng(4), PROFILES[0], diseased=False) == patient
     heights = np.array([60.0, 140.0])
     first = render(np.random.default_rng(9), patient, PROFILES[0], heights)
     again = render(np.random.default_rng(9), patient, PROFILES[0], heights)

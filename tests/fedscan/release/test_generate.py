@@ -60,6 +60,7 @@ def test_a_slice_does_not_depend_on_how_many_are_drawn(model: Path, tmp_path: Pa
     few = generate(model, tmp_path / "few", 3, ("npz",), settings=SETTINGS)
     many = generate(model, tmp_path / "many", PORTION + 5, ("npz",), settings=SETTINGS)
     np.testing.assert_array_equal(few.hu, many.hu[:3])
+    assert len({plane.tobytes() for plane in many.hu}) == len(many.hu)
     with np.load(tmp_path / "few" / "slices.npz") as a, np.load(tmp_path / "many" / "slices.npz") as b:
         assert a["label"].tolist() == b["label"][:3].tolist()
 
@@ -110,11 +111,10 @@ def test_another_request_does_not_take_over_what_was_left(model: Path, tmp_path:
             raise Killed
 
     with pytest.raises(Killed):
-        generate(model, tmp_path / "out", 2, ("npz",), seed=1, settings=SETTINGS, progress=stop)
-    fresh = generate(model, tmp_path / "fresh", 2, ("npz",), seed=2, settings=SETTINGS)
-    np.testing.assert_array_equal(
-        generate(model, tmp_path / "out", 2, ("npz",), seed=2, settings=SETTINGS).hu, fresh.hu
-    )
+        generate(model, tmp_path / "out", PORTION + 1, ("npz",), seed=1, settings=SETTINGS, progress=stop)
+    fresh = generate(model, tmp_path / "fresh", PORTION + 1, ("npz",), seed=2, settings=SETTINGS)
+    again = generate(model, tmp_path / "out", PORTION + 1, ("npz",), seed=2, settings=SETTINGS)
+    np.testing.assert_array_equal(again.hu, fresh.hu)
 
 
 def test_the_card_says_what_the_slices_are_and_can_never_show(model: Path, tmp_path: Path) -> None:
