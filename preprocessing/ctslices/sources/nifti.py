@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from ctslices.quiet import quiet
@@ -33,7 +34,17 @@ from ctslices.sources.volume import (
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MM_PER = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 """NIfTI-1, field xyzt_units; where it is unset, millimetres are the custom."""
-_BROKEN = (ImageFileError, HeaderDataError, EOFError, zlib.error, ValueError, OverflowError, KeyError, TypeError)
+_BROKEN = (
+    ImageFileError,
+    HeaderDataError,
+    WrapStructError,
+    EOFError,
+    zlib.error,
+    ValueError,
+    OverflowError,
+    KeyError,
+    TypeError,
+)
 
 
 def looks_like(head: bytes) -> bool:
@@ -91,8 +102,10 @@ def _plane(
 
 def _load(path: Path) -> Any:
     head = _head(path)
-    kind = nib.Nifti2Image if head[4:8] == b"n+2\0" else nib.Nifti1Image
-    return kind.from_filename(path, mmap=False, keep_file_open=True)
+    kind: Any = nib.Nifti2Image if head[4:8] == b"n+2\0" else nib.Nifti1Image
+    # by file map, because `from_filename` refuses names that do not end in .nii or .nii.gz
+    holder = nib.FileHolder(filename=str(path))
+    return kind.from_file_map({"header": holder, "image": holder}, mmap=False, keep_file_open=True)
 
 
 def _head(path: Path) -> bytes:
@@ -103,7 +116,7 @@ def _head(path: Path) -> bytes:
 
 
 def _must_unpack(path: str, image: Any) -> bool:
-    return path.endswith(".gz") and int(np.prod(image.shape)) * image.get_data_dtype().itemsize <= CACHED_BYTES
+    return path.lower().endswith(".gz") and int(np.prod(image.shape)) * image.get_data_dtype().itemsize <= CACHED_BYTES
 
 
 @lru_cache(maxsize=1)
@@ -142,7 +155,7 @@ def _check_values(image: Any) -> None:
 
 def _check_length(path: Path, image: Any) -> None:
     """An uncompressed file's length can be told from its header; a compressed one shows it when it is unpacked."""
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         return
     wanted = int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
     if path.stat().st_size < wanted:

@@ -129,7 +129,8 @@ def _place(path: Path, found: _Sorted) -> list[Path]:
     if name == "dicomdir":
         return found.other
     if head.startswith(b"\x1f\x8b"):
-        return found.nifti if name.endswith(_NIFTI_NAMES) or nifti.looks_like(_unpacked_head(path)) else found.other
+        named = name.endswith(_NIFTI_NAMES) or (name.endswith(".gz") and nifti.looks_like(_unpacked_head(path)))
+        return found.nifti if named else found.other
     by_content = (
         (nrrd.looks_like(head), found.nrrd),
         (pictures.looks_like(head), found.pictures),
