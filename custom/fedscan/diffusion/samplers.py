@@ -21,7 +21,7 @@ Variance = Literal["beta", "posterior"]
 DEFAULT_STEPS: dict[SamplerName, int | None] = {"sa_solver": 25, "dpmpp": 25, "ddim": 50, "ddpm": None}
 """Network evaluations where none are asked for; None: every step of the schedule."""
 BATCH = 8
-LEVEL_SCALE = 3.0
+LEVEL_SCALE = 4.0
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def step_times(schedule: Schedule, settings: Settings) -> list[int]:
     """The steps at which the network is asked, falling, each once: from T-1 to 0.
 
     Evenly in t for ddpm and ddim. The multistep solvers want them even in the log SNR where noise and signal are alike
-    and sparser towards both ends: even in asinh(l / 3), l half the log SNR.
+    and sparser towards both ends: even in asinh(l / 4), l half the log SNR.
     """
     wanted = settings.steps or DEFAULT_STEPS[settings.sampler] or schedule.steps
     last = schedule.steps - 1

@@ -57,7 +57,10 @@ class Schedule:
         """Raise unless `t` int64 [n] lies in 0..T-1. Costs a synchronisation on a GPU: for the edge, not the loop."""
         if t.dtype != torch.int64 or t.ndim != 1:
             raise TypeError(f"t must be int64 [n], got {t.dtype} {list(t.shape)}")
-        if t.numel() and not 0 <= (low := int(t.min())) <= (high := int(t.max())) < self.steps:
+        if t.numel() == 0:
+            return
+        low, high = int(t.min()), int(t.max())
+        if low < 0 or high >= self.steps:
             raise ValueError(f"t must lie in 0..{self.steps - 1}, got {low}..{high}")
 
     def signal(self, t: Tensor) -> Tensor:
