@@ -1,6 +1,6 @@
 """How fast the intake is: against MONAI's transforms, against reading alone, and over cores.
 
-    python benchmarks/intake.py [--patients 40] [--repeats 3] [--out docs/results]
+    python benchmarks/intake.py [--patients 100] [--repeats 3] [--out docs/results]
 
 All ways read the same real series (one chest of Lung-PET-CT-Dx, 30 slices of 512 x 512, CC BY 4.0, copied as so many
 patients) in one run, in turn, and the medians count. Needs FEDSCAN_DATA (default ../shared/data).
@@ -57,9 +57,10 @@ def write_export(folder: Path, patients: int, compressed: bool) -> None:
 
 
 def ours(export: Path, scratch: Path, workers: int) -> int:
-    """The whole of `prepare`, its processes' start included; returns slices."""
+    """The whole of `prepare`, its processes' start included; returns source slices, those in quarantine too."""
     place = Path(tempfile.mkdtemp(dir=scratch)) / "store"
-    return prepare(export, place, OPTIONS, Site(workers=workers)).slices
+    report = prepare(export, place, OPTIONS, Site(workers=workers))
+    return report.slices + report.quarantined
 
 
 def limit(export: Path) -> int:
@@ -111,7 +112,7 @@ def run(patients: int, repeats: int, monai_series: int) -> tuple[Rates, Rates]:
         scratch = Path(name)
         plain, packed = scratch / "plain", scratch / "packed"
         write_export(plain, patients, compressed=False)
-        write_export(packed, max(4, patients // 8), compressed=True)
+        write_export(packed, max(4, patients // 16), compressed=True)
         ways: dict[str, Callable[[], int]] = {
             "prepare, 2 workers": lambda: ours(plain, scratch, 2),
             "limit, 1 core": lambda: limit(plain),
@@ -204,7 +205,7 @@ def write_results(out: Path, patients: int, rates: Rates, costs: Rates, command:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--patients", type=int, default=40)
+    parser.add_argument("--patients", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--monai-series", type=int, default=4, help="series that MONAI's rate is measured on")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "docs" / "results")
