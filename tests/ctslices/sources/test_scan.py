@@ -57,7 +57,7 @@ def test_a_tree_of_everything(
     ]
     assert by_path(rejected) == {
         "DICOMDIR": Reason.NOT_AN_IMAGE,
-        "broken.dcm": Reason.UNREADABLE,
+        "broken.dcm": Reason.NOT_AN_IMAGE,
         "broken.nii": Reason.UNREADABLE,
         "broken.nii.gz": Reason.UNREADABLE,
         "broken.nrrd": Reason.UNREADABLE,
