@@ -22,10 +22,13 @@ RESCALE_INTERCEPT_HU = -1024
 
 
 def write_dicom(draw: Draw, folder: Path) -> list[Path]:
-    """slice-00000.dcm and so on. Raises ValueError for pictures, which have neither HU nor scale."""
-    if draw.values != "hu" or draw.pixel_mm is None:
+    """slice-00000.dcm and so on. Raises ValueError for pictures, and where the model has no scale."""
+    if draw.values != "hu":
+        raise ValueError("CT Image Storage needs HU, got a model of pictures: choose format png or npz")
+    if draw.pixel_mm is None:
         raise ValueError(
-            "CT Image Storage needs HU and a pixel spacing, got a model of pictures: choose format png or npz"
+            "CT Image Storage needs a pixel spacing, got a model without one, of sites with different fields: "
+            "say which with --field-mm, or choose format png or npz"
         )
     files = []
     for index in range(len(draw.hu)):

@@ -165,6 +165,8 @@ def _pixel_mm(model: ModelFile, field_mm: float | None, values: Values) -> float
             raise GenerateError("field_mm: a model of pictures has no scale: leave it out")
         return None
     told = field_mm if field_mm is not None else model.provenance.get("field_mm", DEFAULT_FIELD_MM)
+    if told is None:  # the sites' stores had different fields
+        return None
     if not isinstance(told, int | float) or not 10.0 <= told <= 2000.0:
         raise GenerateError(f"field_mm must lie in 10..2000, got {told!r}")
     return float(told) / model.plan.model.size

@@ -20,7 +20,7 @@ SETTINGS = Settings(steps=3)
 SHARES = {"disease": 0.25, "healthy": 0.75}
 
 
-def _model(path: Path, **plan_fields: object) -> Path:
+def _model(path: Path, field_mm: float | None = 320.0, **plan_fields: object) -> Path:
     """A network of random weights, small enough for a test: 16 pixels a side."""
     unet = UNet(channels=(8, 8), attention_levels=(False, False), norm_num_groups=2, num_head_channels=8)
     classes = plan_fields.pop("classes", ("disease", "healthy"))
@@ -29,7 +29,7 @@ def _model(path: Path, **plan_fields: object) -> Path:
     network = build_network(plan.model, torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
     weights = {n: (w + 0.1 * torch.randn(w.shape, generator=generator)) for n, w in network.state_dict().items()}
-    provenance = {"unit": "patient", "field_mm": 320.0, "class_shares": SHARES, "sites": {"north": {"rounds": 2}}}
+    provenance = {"unit": "patient", "field_mm": field_mm, "class_shares": SHARES, "sites": {"north": {"rounds": 2}}}
     save_model(path, weights, plan, provenance)
     return path
 
@@ -152,6 +152,15 @@ def test_pictures_are_drawn_as_grey_levels_without_scale(model: Path, tmp_path: 
     with pytest.raises(GenerateError, match="choose format png or npz"):
         generate(model, tmp_path / "ct", 4, ("dicom",), settings=SETTINGS, values="grey")
     assert not (tmp_path / "ct").exists()
+
+
+def test_a_model_of_different_fields_has_no_scale_until_told(tmp_path: Path) -> None:
+    mixed = _model(tmp_path / "m.safetensors", field_mm=None)
+    assert generate(mixed, tmp_path / "png", 1, settings=SETTINGS).card["spacing_mm"] is None
+    with pytest.raises(GenerateError, match="say which with --field-mm"):
+        generate(mixed, tmp_path / "ct", 1, ("dicom",), settings=SETTINGS)
+    told = generate(mixed, tmp_path / "told", 1, ("dicom",), settings=SETTINGS, field_mm=400.0)
+    assert told.card["spacing_mm"] == 25.0
 
 
 def test_requests_that_cannot_be_met_say_why(model: Path, tmp_path: Path) -> None:
