@@ -48,7 +48,10 @@ class Crossing:
 
     messages: int
     size_bytes: int
-    shapes: dict[str, tuple[int, ...]]
+    tensors: int
+    """In all messages together."""
+    kinds: tuple[tuple[str, tuple[int, ...]], ...]
+    """Each different (name, shape) that occurred, sorted."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +90,15 @@ class Facts:
     seconds: dict[str, float]
 
     @property
-    def only_parameters_crossed(self) -> bool:
-        """Whether every tensor that crossed a wall has the name and the shape of a parameter of the network."""
-        return all(
-            self.parameters.get(name) == shape
-            for wall in self.walls
-            for crossing in (wall.received, wall.sent)
-            for name, shape in crossing.shapes.items()
-        )
+    def tensors_crossed(self) -> int:
+        """Over all walls, in both directions."""
+        return sum(wall.received.tensors + wall.sent.tensors for wall in self.walls)
+
+    @property
+    def strange_tensors(self) -> list[str]:
+        """Names of what crossed a wall without being, by name and shape, a parameter of the network: wanted none."""
+        crossed = {kind for wall in self.walls for kind in (*wall.received.kinds, *wall.sent.kinds)}
+        return sorted(name for name, shape in crossed if self.parameters.get(name) != shape)
 
 
 def gather(out: Path, hospitals: Sequence[str], seconds: Mapping[str, float], count: int = 64) -> Facts:
@@ -158,13 +162,14 @@ def read_wall(path: Path, site: str) -> Wall:
 
 
 def _crossing(entries: Any) -> Crossing:
-    messages, size = 0, 0
-    shapes: dict[str, tuple[int, ...]] = {}
+    messages = size = tensors = 0
+    kinds: set[tuple[str, tuple[int, ...]]] = set()
     for entry in entries:
         messages += 1
         size += int(entry["bytes"])
-        shapes |= {name: tuple(shape) for name, shape in entry["tensors"].items()}
-    return Crossing(messages, size, dict(sorted(shapes.items())))
+        tensors += len(entry["tensors"])
+        kinds |= {(name, tuple(shape)) for name, shape in entry["tensors"].items()}
+    return Crossing(messages, size, tensors, tuple(sorted(kinds)))
 
 
 def _hospital(export: Path, name: str, store: SliceStore) -> Hospital:
@@ -176,7 +181,7 @@ def _hospital(export: Path, name: str, store: SliceStore) -> Hospital:
     profile = {profile.name: profile for profile in PROFILES}[name]
     return Hospital(
         name=name,
-        scanner=f"{profile.manufacturer.title()} {profile.scanner}, {profile.kvp:.0f} kV, kernel {profile.kernel}",
+        scanner=f"{profile.manufacturer} {profile.scanner}, {profile.kvp:.0f} kV, kernel {profile.kernel}",
         export_files=len(files),
         export_bytes=sum(path.stat().st_size for path in files),
         patients=len(manifest.patients),

@@ -39,13 +39,14 @@ class Settings:
     every_mm: float = 9.0
     plan: tuple[str, ...] = (
         "name=ct-fedavg-demo",
-        "model.preset=tiny",
-        "rounds=16",
+        "model.preset=small",
+        "rounds=12",
         "training.local_epochs=null",
-        "training.local_steps=60",
+        "training.local_steps=80",
+        "training.batch_size=16",
         "training.learning_rate=0.002",
         "training.decay=cosine",
-        "ema.half_life_rounds=1.5",
+        "ema.half_life_rounds=1.0",
     )
     count: int = 64
     sampling_steps: int = 25

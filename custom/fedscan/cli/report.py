@@ -68,11 +68,18 @@ def render(facts: Facts) -> str:
     environment = Environment(
         loader=PackageLoader("fedscan.cli", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"size": size_text, "count": count_text, "minutes": minutes_text, "shape": shape_text}
+    environment.filters |= {
+        "size": size_text,
+        "count": count_text,
+        "minutes": minutes_text,
+        "shape": shape_text,
+        "first_upper": first_upper,
+    }
     strips = {"synthetic": facts.synthetic[:6]} | {name: hu[:6] for name, (hu, _) in facts.controls.items()}
     return environment.get_template("report.html.j2").render(
         facts=facts,
         version=__version__,
+        number_word={2: "Two", 3: "Three", 4: "Four"}.get(len(facts.hospitals), str(len(facts.hospitals))),
         plan=_plan_rows(facts),
         plan_json=facts.plan.model_dump_json(indent=2),
         checks=[(name.capitalize(), check) for name, (_, check) in facts.controls.items()],
@@ -85,7 +92,7 @@ def render(facts: Facts) -> str:
         real_grid=data_uri(png(grid(facts.real, 8))),
         synthetic_grid=data_uri(png(grid(facts.synthetic[:64], 8))),
         strips={name: data_uri(png(grid(hu, 6))) for name, hu in strips.items()},
-        loss=Markup(loss_svg(facts.rounds)),
+        loss=Markup(loss_svg(facts.rounds, [hospital.name for hospital in facts.hospitals])),
     )
 
 
@@ -149,6 +156,11 @@ def minutes_text(seconds: float) -> str:
     """95 as 1 min 35 s."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def first_upper(text: str) -> str:
+    """Not CT, where `capitalize` would say Not ct."""
+    return text[:1].upper() + text[1:]
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

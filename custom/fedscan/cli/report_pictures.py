@@ -56,14 +56,13 @@ def side_by_side(real: Hu, synthetic: Hu, count: int = 24, columns: int = 6) -> 
     return np.concatenate([left, np.full((len(left), 28), 255, np.uint8), right], axis=1)
 
 
-def loss_svg(rounds: Sequence[RoundRecord]) -> str:
+def loss_svg(rounds: Sequence[RoundRecord], sites: Sequence[str]) -> str:
     """The loss by site and round as an SVG element in the page's own colours (--site-1 ..., currentColor)."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    sites = sorted({site for record in rounds for site in record.sites})
     style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "fedscan",
