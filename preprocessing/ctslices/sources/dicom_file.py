@@ -23,7 +23,7 @@ from pydicom.uid import (
 
 from ctslices.reject import Reason
 from ctslices.sources import dicom_tags as tags
-from ctslices.sources.dicom_values import raw_bytes, text
+from ctslices.sources.dicom_values import integer, text
 
 HEAD_BYTES = 1 << 15
 """What is read at first; longer headers are read from the whole file."""
@@ -142,7 +142,8 @@ def _parse(file: BinaryIO, file_bytes: int) -> Parsed | Refusal:
     if _peek(file)[:2] == b"\2\0":
         meta.update(read_dataset(file, False, True, stop_when=_beyond_meta).items())
     syntax = text(meta, tags.TRANSFER_SYNTAX)
-    if any(tag in meta and raw_bytes(meta, tag) is None for tag in (tags.META_LENGTH, tags.TRANSFER_SYNTAX)):
+    length_is_bad = tags.META_LENGTH in meta and integer(meta, tags.META_LENGTH) is None
+    if length_is_bad or (tags.TRANSFER_SYNTAX in meta and not syntax):
         return Refusal(Reason.UNREADABLE, "the file meta information is damaged")
     implicit, big_endian = _encoding(syntax, _peek(file))
     if syntax == DeflatedExplicitVRLittleEndian:
