@@ -59,6 +59,11 @@ class UNet(_Part):
                 f"channels must be multiples of norm_num_groups={self.norm_num_groups}, got {odd}: "
                 "choose other channels or fewer groups"
             )
+        if odd := [c for c in self.channels if c == self.norm_num_groups]:
+            raise ValueError(
+                f"norm_num_groups={self.norm_num_groups} leaves one channel a group at {odd}, whose mean takes the time "
+                "and label embedding away again: use fewer groups"
+            )
         with_heads = [c for c, a in zip(self.channels, self.attention_levels, strict=True) if a]
         if odd := [c for c in (*with_heads, self.channels[-1]) if c % self.num_head_channels]:
             raise ValueError(

@@ -62,6 +62,10 @@ def test_key_order_and_integer_floats_do_not_change_the_digest() -> None:
             {"model": {"preset": None, "unet": {"channels": [16, 48], "attention_levels": [False, False]}}},
             ["num_head_channels=32", "[48]"],
         ),
+        (
+            {"model": {"preset": None, "unet": {"channels": [8, 32], "attention_levels": [False, False]}}},
+            ["one channel a group", "[8]", "fewer groups"],
+        ),
         ({"init_sha256": "ABC"}, ["64 lower-case"]),
     ],
 )
