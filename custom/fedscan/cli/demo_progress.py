@@ -9,6 +9,8 @@ from typing import TextIO
 
 QUIET_S = 5.0
 """Where nobody watches (a log file), one line in so many seconds."""
+TRUST_S = 30.0
+"""So much work at the usual pace is assumed to have gone before: the first seconds do not turn the estimate over."""
 
 
 class StepProgress:
@@ -74,9 +76,9 @@ class StepProgress:
         share = min(max(share, 0.0), 1.0)
         in_step = now - self._step_began
         expected = self._expected_s + share * usual
-        pace = (self._worked_s + in_step) / expected if expected > 5.0 else 1.0
+        pace = (self._worked_s + in_step + TRUST_S) / (expected + TRUST_S)
         left = (1.0 - share) * usual + sum(self._usual_s[self._step + 1 :])
-        return f"about {_clock_text(left * min(max(pace, 0.3), 10.0))} to go"
+        return f"about {_clock_text(left * pace)} to go"
 
     def _line(self, text: str, *, final: bool) -> None:
         line = f"[{self._step + 1}/{len(self._names)}] {text}"

@@ -43,7 +43,7 @@ def test_the_estimate_stretches_with_the_machine() -> None:
     clock.now = 30.0
     progress.done()
     progress.start(1)
-    assert stream.getvalue().splitlines()[-1].endswith("about 4:30 to go]")
+    assert stream.getvalue().splitlines()[-1].endswith("about 2:15 to go]")
 
 
 def test_a_log_is_not_flooded() -> None:
