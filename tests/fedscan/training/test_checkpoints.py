@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedscan.plan import Plan
+from fedscan.training import checkpoints
+from fedscan.training.checkpoints import Checkpoint, CheckpointError
+from fedscan.training.weights import digest, initial_weights
+
+
+def test_checkpoints_come_back_and_the_newest_three_stay(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = make_plan()
+    weights, ema = initial_weights(plan), initial_weights(make_plan(seed=1))
+    for rounds in range(5):
+        checkpoints.save(tmp_path, Checkpoint(rounds, weights, ema, rounds), plan, "run")
+    assert checkpoints.list_rounds(tmp_path) == [2, 3, 4]
+    found = checkpoints.newest(tmp_path, plan, "run")
+    assert found is not None
+    assert (found.rounds_done, found.ema_count) == (4, 4)
+    assert (digest(found.weights), digest(found.ema)) == (digest(weights), digest(ema))
+
+
+def test_damage_and_other_runs_are_told_apart(make_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = make_plan()
+    weights = initial_weights(plan)
+    for rounds in (1, 2):
+        checkpoints.save(tmp_path, Checkpoint(rounds, weights, weights, rounds), plan, "run")
+    with pytest.raises(CheckpointError, match="another run: its run_id differ"):
+        checkpoints.load(tmp_path, 2, plan, "other")
+    with pytest.raises(CheckpointError, match="plan_digest"):
+        checkpoints.load(tmp_path, 2, make_plan(seed=1), "run")
+    path = checkpoints.path_of(tmp_path, 2)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoints.load(tmp_path, 2, plan, "run")
+    found = checkpoints.newest(tmp_path, plan, "run")
+    assert found is not None
+    assert found.rounds_done == 1
+    assert checkpoints.newest(tmp_path / "none", plan, "run") is None
