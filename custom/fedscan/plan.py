@@ -61,8 +61,8 @@ class UNet(_Part):
             )
         if odd := [c for c in self.channels if c == self.norm_num_groups]:
             raise ValueError(
-                f"norm_num_groups={self.norm_num_groups} leaves one channel a group at {odd}, whose mean takes the time "
-                "and label embedding away again: use fewer groups"
+                f"norm_num_groups={self.norm_num_groups} leaves one channel a group at {odd}, whose mean takes time "
+                "and label embeddings away again: use fewer groups"
             )
         with_heads = [c for c, a in zip(self.channels, self.attention_levels, strict=True) if a]
         if odd := [c for c in (*with_heads, self.channels[-1]) if c % self.num_head_channels]:
