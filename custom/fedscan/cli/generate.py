@@ -57,7 +57,8 @@ def generate(
         list[FormatName] | None, typer.Option("--format", help="png (default), npz, nifti or dicom; may be repeated.")
     ] = None,
     label: Annotated[
-        str | None, typer.Option("--label", help="One class of the model; default: classes by their training shares.")
+        str | None,
+        typer.Option("--label", help="One class of the model; default: all, in the file's shares or evenly."),
     ] = None,
     sampler: Annotated[
         SamplerChoice, typer.Option("--sampler", help="sa_solver and dpmpp need few steps; ddpm takes all of them.")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedscan.training.checkpoints import Checkpoint
 from fedscan.federation.server_round import ServerRound
 from fedscan.plan import Plan
+from fedscan.training.checkpoints import Checkpoint
 from fedscan.training.weights import Weights
 
 RUN = "0" * 32
