@@ -286,3 +286,11 @@ def test_isolated_decoding_of_plain_files_gives_the_same(
     write_series(tmp_path / "a", "P1", hu)
     series = read_one(tmp_path)
     assert np.array_equal(np.stack(planes_of(series, isolate=True)), hu)  # type: ignore[arg-type]
+
+
+def test_big_endian_files_without_meta_information(tmp_path: Path, write_series: Write, hu: NDArray[np.int16]) -> None:
+    for path in write_series(tmp_path / "a", "P1", hu):
+        transcode(path, "big endian")
+        data = path.read_bytes()
+        path.write_bytes(data[data.index(b"\0\x08\0\x08CS") :])
+    assert np.array_equal(arrays_of(read_one(tmp_path)), hu)

@@ -95,7 +95,7 @@ def looks_like_dicom(head: bytes) -> bool:
     if len(head) < 8:
         return False
     group, element = struct.unpack("<HH", head[:4])
-    if (group, element >> 8) == (0x0800, 0):
+    if (group, element & 0xFF) == (0x0800, 0):
         return head[4:6].isalpha() and head[4:6].isupper()  # big endian, which is explicit always
     if group not in {0x0002, 0x0008} or element > 0x0100:
         return False
