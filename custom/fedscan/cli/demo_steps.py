@@ -206,6 +206,7 @@ def draw(demo: Demo) -> str:
     from fedscan.diffusion.samplers import Settings as Sampling
     from fedscan.release.generate import generate
 
+    _one_thread()
     out = demo.out / "synthetic"
     generate(
         demo.out / "run" / "model.safetensors",
@@ -224,6 +225,7 @@ def tell(demo: Demo) -> str:
     from fedscan.cli.demo_facts import gather
     from fedscan.cli.report import write_report
 
+    _one_thread()
     facts = gather(demo.out, demo.hospitals, demo.state.seconds)
     demo.progress.update(0.7, "writing")
     write_report(facts, demo.out / "report.html")
@@ -231,6 +233,13 @@ def tell(demo: Demo) -> str:
     return (
         f"two lungs in {share:.0f}% of {facts.chest.slices} slices, air {facts.chest.air_difference_points:+.1f} points"
     )
+
+
+def _one_thread() -> None:
+    """A small network gains little by two threads, and loses tenfold where other processes share the cores."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 STEPS = (
