@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 
 import numpy as np
 import pytest
@@ -107,12 +106,10 @@ def test_slices_for_training_come_with_labels() -> None:
     assert hu.min() >= -1100
 
 
-def test_a_series_takes_a_second_or_two(patient: Patient) -> None:
+def test_a_series_has_a_slice_at_every_height(patient: Patient) -> None:
     profile = dataclasses.replace(PROFILES[0], matrix=256)
     heights = slice_heights(patient, 6.5)
-    start = time.process_time()
-    assert len(render(np.random.default_rng(0), patient, profile, heights)) >= 38
-    assert time.process_time() - start < 2.0
+    assert len(render(np.random.default_rng(0), patient, profile, heights)) == len(heights) >= 38
 
 
 def test_a_head_has_a_skull_and_no_lungs() -> None:
