@@ -167,10 +167,14 @@ PARENT = """
     from fedscan.training.trainer_client import Trainer
     folder, store = Path(sys.argv[1]), Path(sys.argv[2])
     trainer = Trainer(store, folder / "state", Plan.model_validate_json(sys.argv[3]), "a", "0" * 32)
-    starter = threading.Thread(target=trainer.start)
-    starter.start(); starter.join()  # the thread that asked for the child is gone; the child must not be
     heavy = [name for name in ("torch", "monai") if name in sys.modules]
-    said = lambda progress: print(json.dumps([trainer.pid, heavy]), flush=True)
+    started, training = threading.Event(), threading.Event()
+    starter = threading.Thread(target=lambda: (trainer.start(), started.set(), training.wait()))
+    starter.start()
+    def said(progress):  # from its first word on, the thread that asked for the child is gone
+        training.set(); starter.join()
+        print(json.dumps([trainer.pid, heavy]), flush=True)
+    started.wait()
     trainer.train(0, folder / "weights", folder / "update", 600.0, lambda: False, said)
 """
 
@@ -184,6 +188,7 @@ def test_the_child_ends_when_its_parent_is_killed(
     with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         pid, heavy = json.loads(parent.stdout.readline())
+        assert json.loads(parent.stdout.readline())[0] == pid  # it outlives the thread that asked for it
         child = psutil.Process(pid)
         assert child.is_running()
         assert heavy == []  # the handle needs neither torch nor MONAI
