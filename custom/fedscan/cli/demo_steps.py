@@ -40,13 +40,13 @@ class Settings:
     plan: tuple[str, ...] = (
         "name=ct-fedavg-demo",
         "model.preset=small",
-        "rounds=12",
+        "rounds=24",
         "training.local_epochs=null",
-        "training.local_steps=80",
+        "training.local_steps=40",
         "training.batch_size=16",
         "training.learning_rate=0.002",
         "training.decay=cosine",
-        "ema.half_life_rounds=1.0",
+        "ema.half_life_rounds=2.0",
     )
     count: int = 64
     sampling_steps: int = 25

@@ -61,7 +61,7 @@ def loss_svg(rounds: Sequence[RoundRecord], sites: Sequence[str]) -> str:
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     style: Any = {
         "svg.fonttype": "none",
@@ -88,7 +88,8 @@ def loss_svg(rounds: Sequence[RoundRecord], sites: Sequence[str]) -> str:
         axes.set_ylabel("loss (mean over the round's steps)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_formatter("{x:.2g}")
-        axes.yaxis.set_minor_formatter("{x:.2g}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(True, axis="y", which="both", color=_INK, alpha=0.12)
         axes.legend(frameon=False)
