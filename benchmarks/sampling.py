@@ -179,7 +179,8 @@ def report(rows: list[dict[str, Any]], facts: dict[str, Any]) -> str:
         f"FD-lite112 between n={facts['count']} drawn and n={facts['count']} real slices, the same real ones in every "
         f"row; median over {len(facts['seeds'])} sampling seeds, range in brackets. Floors at that n: random halves "
         f"{facts['floor']}; blocks of neighbours apart {facts['floor_blocks']}.",
-        f"Real slices: mean {facts['real_mean']:.3f}, deviation {facts['real_deviation']:.3f}.",
+        f"Real slices: mean {facts['real_mean']:.3f}, deviation {facts['real_deviation']:.3f}. Rows may stem from "
+        "several runs of the command on one network: compare CPU times roughly.",
         "",
         "| sampler | FD-lite112 | kernel distance | mean | deviation | CPU s |",
         "|---|---|---|---|---|---|",
@@ -201,7 +202,7 @@ def main() -> None:
     """Train once, then every sampler with every seed; write the page and the rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/work/sampling"))
+    parser.add_argument("--work", type=Path, default=Path("build/sampling"))
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
