@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 STATE = "steps.json"
 OWN = ("exports", "stores", "job", "run", "synthetic", "report.html", STATE)
-"""All that a demo writes into its folder."""
+"""All that a demo writes into its folder; the state, which says that it is a demo's, is removed last."""
 
 
 class DemoError(RuntimeError):
@@ -306,7 +306,7 @@ def locked(out: Path) -> AbstractContextManager[Any]:
     from filelock import FileLock
 
     out.mkdir(parents=True, exist_ok=True)
-    strangers = sorted(p.name for p in out.iterdir() if p.name not in OWN and not p.name.startswith("."))
+    strangers = sorted(p.name for p in out.iterdir() if not p.name.startswith("."))
     if strangers and not (out / STATE).exists():
         raise DemoError(f"{out} holds other things ({strangers[0]}, ...): choose another --out")
     return FileLock(out / ".lock", timeout=0)
