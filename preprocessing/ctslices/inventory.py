@@ -20,15 +20,30 @@ class Entry:
 
 def entries(export: Path) -> Iterator[Entry]:
     """Every file below `export` in one fixed order, links to folders not followed; unreadable folders are passed by."""
-    for folder, folders, files in os.walk(export):
-        folders.sort()
-        for name in sorted(files):
-            path = os.path.join(folder, name)
+    waiting = [str(export)]
+    while waiting:  # os.walk calls itself, and ends at a thousand levels
+        folder = waiting.pop()
+        folders, files = _listed(folder)
+        for path in files:
             try:
                 found = os.stat(path)
             except OSError:
                 continue
             yield Entry(Path(path).relative_to(export).as_posix(), found.st_size, found.st_mtime_ns)
+        waiting += reversed(folders)
+
+
+def _listed(folder: str) -> tuple[list[str], list[str]]:
+    """Folders and everything else directly in `folder`, by name; nothing where it cannot be listed."""
+    folders: list[str] = []
+    files: list[str] = []
+    try:
+        with os.scandir(folder) as listing:
+            for entry in listing:
+                (folders if entry.is_dir(follow_symlinks=False) else files).append(entry.path)
+    except OSError:
+        return [], []
+    return sorted(folders), sorted(files)
 
 
 def listing_digest(export: Path) -> str:

@@ -41,7 +41,8 @@ class Child:
         self._replies, their_replies = os.pipe()
         self.owner = os.getpid()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "ctslices.decoder_process", str(their_requests), str(their_replies)],
+            # -P: a module in the working folder, which may be the export, must not be imported
+            [sys.executable, "-P", "-m", "ctslices.decoder_process", str(their_requests), str(their_replies)],
             pass_fds=(their_requests, their_replies),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,  # native decoders print there, and may quote what they decode

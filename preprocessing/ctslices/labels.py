@@ -57,6 +57,13 @@ def _pairs(path: Path, columns: tuple[str, str], name: str) -> list[tuple[int, t
         raise TableError(f"{name}: the file is not there") from None
     except UnicodeDecodeError:
         raise TableError(f"{name}: got bytes that are not UTF-8; save it as UTF-8") from None
+    try:
+        return _two_columns(text, columns, name)
+    except csv.Error:
+        raise TableError(f"{name}: got no CSV (a field of more than 128 KiB, or a NUL); save it anew") from None
+
+
+def _two_columns(text: str, columns: tuple[str, str], name: str) -> list[tuple[int, tuple[str, str]]]:
     reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
     if missing := [c for c in columns if c not in (reader.fieldnames or [])]:
         raise TableError(

@@ -39,8 +39,23 @@ def _where(error: BaseException) -> str:
     return f"{type(error).__name__}{place}"
 
 
+MEMORY_LIMIT_BYTES = 6 << 30
+"""Address space of a worker: a file that unpacks to more is damage or an attack, and costs itself alone."""
+
+
+def _limit_memory() -> None:
+    """Also no core dumps: they would hold pixels and headers."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [MEMORY_LIMIT_BYTES, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+
+
 def serve(descriptor: int) -> None:
     """The worker's main: until the parent goes away, which closes the socket."""
+    _limit_memory()
     connection = Connection(descriptor)
     try:
         sys.path[:] = connection.recv()

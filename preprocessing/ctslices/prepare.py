@@ -41,7 +41,7 @@ from ctslices.report import PrepareReport, label_counts, split_counts, store_not
 from ctslices.sources.dicom_file import Refusal
 from ctslices.sources.scan import find
 from ctslices.store import MANIFEST, SliceStore, StoreError, read_manifest
-from ctslices.swap import put_in_place, recover
+from ctslices.swap import new_beside, put_in_place, recover
 from ctslices.version import VERSION
 
 Progress = Callable[[str, int, int], None]
@@ -84,7 +84,7 @@ def prepare(
     suspected of burned-in text), OUT.state.json, and while it runs OUT.work/. PrepareError, TableError, KeyFileError
     say what is wrong; whatever store was there before is then still there.
     """
-    export, out, site = Path(export).resolve(), Path(out).absolute(), site or Site()
+    export, out, site = Path(export).resolve(), Path(out).resolve(), site or Site()
     _check_places(export, out, site)
     with _disk_errors():
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ class _Run:
 
     def __init__(self, export: Path, out: Path, options: Options, site: Site, progress: Progress) -> None:
         self.export, self.out, self.site, self.progress = export, out, site, progress
-        self.work, self.new, self.state = _beside(out, "work"), _beside(out, "new"), _beside(out, "state.json")
+        self.work, self.new, self.state = _beside(out, "work"), new_beside(out), _beside(out, "state.json")
         recover(out)
         self.key = self._key()
         self.released = released_planes(quarantine_path(out))

@@ -12,7 +12,7 @@ from pathlib import Path
 from ctslices.files import write_whole
 from ctslices.labels import TableError
 from ctslices.part import Suspect
-from ctslices.swap import put_in_place
+from ctslices.swap import new_beside, put_in_place
 
 LIST = "list.csv"
 COLUMNS = ("picture", "path", "frame", "release")
@@ -53,7 +53,7 @@ def write_quarantine(
     if not suspects and not released:
         shutil.rmtree(folder, ignore_errors=True)
         return
-    new = folder.with_name(folder.name + ".new")
+    new = new_beside(folder)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
     os.chmod(new, 0o700)

@@ -41,8 +41,13 @@ def put_in_place(new: Path, place: Path) -> None:
     shutil.rmtree(new)
 
 
+def new_beside(place: Path) -> Path:
+    """Where the next content of `place` is made. Hidden, because `place`.new may be somebody's own folder."""
+    return place.with_name(f".{place.name}.new")
+
+
 def _old(place: Path) -> Path:
-    return place.with_name(place.name + ".old")
+    return place.with_name(f".{place.name}.replaced")
 
 
 def recover(place: Path) -> None:

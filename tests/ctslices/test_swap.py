@@ -27,10 +27,10 @@ def test_the_new_folder_takes_the_place_and_nothing_is_left(
 
 
 def test_a_stop_between_two_renames_is_mended(tmp_path: Path) -> None:
-    _folder(tmp_path / "store.old", "old")
+    _folder(tmp_path / ".store.replaced", "old")
     swap.recover(tmp_path / "store")
     assert (tmp_path / "store" / "file").read_text() == "old"
-    _folder(tmp_path / "store.old", "older")
+    _folder(tmp_path / ".store.replaced", "older")
     swap.recover(tmp_path / "store")
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
     assert (tmp_path / "store" / "file").read_text() == "old"

@@ -27,13 +27,13 @@ _MANUFACTURERS = {
 _KERNELS: tuple[tuple[re.Pattern[str], float | None], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), sharpness)
     for pattern, sharpness in (
-        (r"[ABCDHIJQSTU][a-z]{0,2}(?P<number>[0-9]{2})[a-z]{0,3}", None),  # Siemens: B30f, Br38f, I50f, Qr40d
+        (r"[ABCDHIJQSTU][a-z]?(?P<number>[0-9]{2})[a-z]?", None),  # Siemens: B30f, Br38f, I50f, Qr40d
         (r"SMOOTH|SMOOTHER", 15),
         (r"SOFT|SOFT[+ ]PLUS|SOFTPLUS", 20),
         (r"STANDARD|STND|STANDARD[+ ]PLUS|STANDARDPLUS|STD[+]?", 35),
         (r"CHEST|CHST", 45),
         (r"DETAIL|DETL", 55),
-        (r"LUNG|BONE|EDGE|BONEPLUS|EDGEPLUS|ULTRA|HD[A-Z]{3,8}|EDGE PLUS|BONE PLUS", 80),
+        (r"(HD)?(LUNG|BONE|EDGE|ULTRA|(BONE|EDGE) ?PLUS)|HD(STANDARD|STND|SOFT|DETAIL)", 80),
         (r"FC0?[0-9](-[A-Z])?", 30),  # Canon: FC01 .. FC09 body with, FC11 .. FC19 without hardening correction
         (r"FC1[0-9](-[A-Z])?", 32),
         (r"FC2[0-9](-[A-Z])?", 35),  # head
@@ -42,7 +42,7 @@ _KERNELS: tuple[tuple[re.Pattern[str], float | None], ...] = tuple(
         (r"B|UB|XB|YB|EC", 35),
         (r"C|UC|XC|YC|SC", 50),
         (r"D|E|F|L|YD|YE|YF|YL|LC|UD", 75),
-        (r"BODY_(?P<word>SOFT|SHARP|STANDARD)(_[A-Z]{1,4})?(_[0-9]{2,3})?", 40),  # United Imaging
+        (r"BODY_(?P<word>SOFT|SHARP|STANDARD)(_[A-Z])?(_[0-9]{2,3})?", 40),  # United Imaging
     )
 )
 UNKNOWN_SHARPNESS = 50.0

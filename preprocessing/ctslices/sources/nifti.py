@@ -12,6 +12,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.nifti1 import Nifti1Extensions, Nifti1Header
+from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
@@ -34,6 +36,33 @@ from ctslices.sources.volume import (
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MM_PER = {"mm": 1.0, "meter": 1000.0, "micron": 0.001, "unknown": 1.0}
 """NIfTI-1, field xyzt_units; where it is unset, millimetres are the custom."""
+
+
+class _NoExtensions(Nifti1Extensions):
+    """Extensions (a whole DICOM header, say) are passed over: free text, of any size that a header claims."""
+
+    @classmethod
+    def from_fileobj(cls, fileobj: Any, size: int, byteswap: bool) -> Any:
+        """Nothing, whatever is there."""
+        return cls()
+
+
+class _Header1(Nifti1Header):
+    exts_klass = _NoExtensions
+
+
+class _Header2(Nifti2Header):
+    exts_klass = _NoExtensions
+
+
+class _Image1(nib.Nifti1Image):
+    header_class = _Header1
+
+
+class _Image2(nib.Nifti2Image):
+    header_class = _Header2
+
+
 _BROKEN = (
     ImageFileError,
     HeaderDataError,
@@ -44,6 +73,8 @@ _BROKEN = (
     OverflowError,
     KeyError,
     TypeError,
+    AttributeError,
+    MemoryError,
 )
 
 
@@ -102,7 +133,7 @@ def _plane(
 
 def _load(path: Path) -> Any:
     head = _head(path)
-    kind: Any = nib.Nifti2Image if head[4:8] == b"n+2\0" else nib.Nifti1Image
+    kind: Any = _Image2 if head[4:8] == b"n+2\0" else _Image1
     # by file map, because `from_filename` refuses names that do not end in .nii or .nii.gz
     holder = nib.FileHolder(filename=str(path))
     return kind.from_file_map({"header": holder, "image": holder}, mmap=False, keep_file_open=True)

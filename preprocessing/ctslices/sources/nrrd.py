@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -35,7 +37,21 @@ _TO_LPS = {
 }
 """The spaces that know a patient. `scanner-xyz` and `3D-right-handed` do not: which side is left cannot be told."""
 _MM_PER = {"mm": 1.0, "millimeter": 1.0, "millimetre": 1.0, "cm": 10.0, "m": 1000.0, "um": 0.001, "": 1.0}
-_BROKEN = (nrrd.NRRDError, EOFError, zlib.error, ValueError, OverflowError, KeyError, TypeError, IndexError)
+_BROKEN = (
+    nrrd.NRRDError,
+    EOFError,
+    zlib.error,
+    ValueError,
+    OverflowError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    StopIteration,
+    MemoryError,
+)
+_HEADER_BYTES = 1 << 20
+_MOST_SKIPPED_LINES = 1000
 _WIDEST = 2**31
 
 
@@ -47,8 +63,7 @@ def looks_like(head: bytes) -> bool:
 def read(path: Path, relative: str, export: Path) -> Series | Rejected:
     """The series in one NRRD file, from its header alone; its patient is None."""
     try:
-        with quiet():
-            header = nrrd.read_header(str(path))
+        header = _header(path)
         shape = _shape(header)
         _check_type(header)
         _check_data_file(header, path, export)
@@ -59,11 +74,21 @@ def read(path: Path, relative: str, export: Path) -> Series | Rejected:
         return Rejected(relative, Reason.UNREADABLE, "the NRRD header cannot be read")
 
 
+def _header(path: Path) -> Mapping[str, Any]:
+    """The header's fields. It ends with an empty line, or with a detached header's file, within the first MiB."""
+    with path.open("rb") as file:
+        head = file.read(_HEADER_BYTES)
+    if len(head) == _HEADER_BYTES and not re.search(rb"\n\r?\n", head):
+        raise ValueError("a header without end")
+    with quiet():
+        header: Mapping[str, Any] = nrrd.read_header(io.BytesIO(head))
+    return header
+
+
 def data_file(path: Path) -> Path | None:
     """The file with a detached header's pixels; None where they are attached or cannot be told."""
     try:
-        with quiet():
-            header = nrrd.read_header(str(path))
+        header = _header(path)
     except (*_BROKEN, OSError):
         return None
     name = _data_name(header)
@@ -141,6 +166,8 @@ def _data_name(header: Mapping[str, Any]) -> str | None:
 
 
 def _check_data_file(header: Mapping[str, Any], path: Path, export: Path) -> None:
+    if not 0 <= int(header.get("line skip", header.get("lineskip", 0))) <= _MOST_SKIPPED_LINES:
+        raise HeaderError(Reason.UNREADABLE, "the pixels begin after more lines than any header has")
     name = _data_name(header)
     if name is None:
         return

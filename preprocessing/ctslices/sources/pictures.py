@@ -16,7 +16,8 @@ from ctslices.quiet import quiet
 from ctslices.reject import Reason, Rejected
 from ctslices.series import PlaneRef, Series, SourceKind
 
-_WIDEST_PIXELS = 64 * 10**6
+_MOST_PIXELS = 64 * 10**6
+_LONGEST_EDGE = 2**13
 _NUMBER = re.compile(r"^(.*?)(\d+)(\D*)$", re.DOTALL)
 _BROKEN = (OSError, UnidentifiedImageError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
@@ -78,7 +79,7 @@ def _judge(path: Path, relative: str) -> Rejected | None:
             width, height = image.size
             if getattr(image, "n_frames", 1) != 1:
                 return Rejected(relative, Reason.NOT_AN_IMAGE, "the picture is animated")
-            if image.mode == "F" or width * height > _WIDEST_PIXELS:
+            if image.mode == "F" or width * height > _MOST_PIXELS or max(width, height) > _LONGEST_EDGE:
                 return Rejected(relative, Reason.NOT_AN_IMAGE, "the picture is not one of a slice")
     except _BROKEN:
         return Rejected(relative, Reason.UNREADABLE, "the picture's header cannot be read")

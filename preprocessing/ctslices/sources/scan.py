@@ -87,26 +87,36 @@ def _relative(path: Path, export: Path) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _walk(folder: Path, rejected: list[Rejected], export: Path | None = None) -> Iterator[Path]:
-    """Every plain file below `folder`, folders and files by name; links and what cannot be listed are refused."""
-    export = folder if export is None else export
-    try:
-        with os.scandir(folder) as listing:
-            entries = sorted(listing, key=lambda entry: os.fsencode(entry.name))
-    except OSError:
-        rejected.append(Rejected(_relative(folder, export), Reason.UNREADABLE, "the folder cannot be listed"))
-        return
-    for entry in entries:
-        path = folder / entry.name
+def _walk(export: Path, rejected: list[Rejected]) -> Iterator[Path]:
+    """Every plain file below `export`, folders and files by name; links and what cannot be listed are refused.
+
+    Folders may lie deeper in each other than Python may call itself.
+    """
+    levels = [iter(_listed(export, rejected, export))]
+    while levels:
+        entry = next(levels[-1], None)
+        if entry is None:
+            levels.pop()
+            continue
+        path = Path(entry.path)
         if entry.is_symlink():
             detail = "a symbolic link is not followed: put the file itself into the export"
             rejected.append(Rejected(_relative(path, export), Reason.NOT_AN_IMAGE, detail))
         elif entry.is_dir(follow_symlinks=False):
-            yield from _walk(path, rejected, export)
+            levels.append(iter(_listed(path, rejected, export)))
         elif entry.is_file(follow_symlinks=False):
             yield path
         else:
             rejected.append(Rejected(_relative(path, export), Reason.NOT_AN_IMAGE, "neither file nor folder"))
+
+
+def _listed(folder: Path, rejected: list[Rejected], export: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as listing:
+            return sorted(listing, key=lambda entry: os.fsencode(entry.name))
+    except OSError:
+        rejected.append(Rejected(_relative(folder, export), Reason.UNREADABLE, "the folder cannot be listed"))
+        return []
 
 
 def _sort(files: Iterable[Path], options: Options, export: Path, rejected: list[Rejected]) -> _Sorted:

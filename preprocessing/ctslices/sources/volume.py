@@ -15,7 +15,9 @@ MAX_TILT_DEGREES = 30.0
 """Steepest angle between a plane's normal and the patient's long axis."""
 CACHED_BYTES = 256 * 2**20
 """A volume that must be unpacked as a whole is kept in memory up to this size, one for each process."""
-_LARGEST_PLANE = 2**26
+MAX_EDGE = 2**15 - 1
+"""Most voxels along an axis (what NIfTI-1 can say): a header of a few bytes must not claim all memory."""
+MAX_PLANE_EDGE = 2**13
 _ORTHOGONAL = 1e-3
 
 
@@ -56,8 +58,8 @@ def series_of(
     if abs(np.linalg.det(affine_lps[:3, :3])) < 1e-6:
         raise HeaderError(Reason.NO_GEOMETRY, "two axes point the same way: write the affine anew")
     axes = axes_of(affine_lps)
-    if shape[axes.rows] * shape[axes.columns] > _LARGEST_PLANE:
-        raise HeaderError(Reason.UNREADABLE, "the header tells of planes larger than any scan's")
+    if max(shape) > MAX_EDGE or max(shape[axes.rows], shape[axes.columns]) > MAX_PLANE_EDGE:
+        raise HeaderError(Reason.UNREADABLE, "the header tells of a volume larger than any scan")
     step, column_step, row_step = (affine_lps[:3, k] for k in (axes.stack, axes.rows, axes.columns))
     spacing = (float(np.linalg.norm(column_step)), float(np.linalg.norm(row_step)))
     along_row, along_column = row_step / spacing[1], column_step / spacing[0]

@@ -36,6 +36,10 @@ def test_manufacturers(raw: str, word: str) -> None:
         ("MUSTERMANN", "other"),
         ("19560709", "other"),
         ("B40f Anna", "other"),
+        ("HDBONEPLUS", "HDBONEPLUS"),
+        ("HDSMITH", "other"),
+        ("Ann63doe", "other"),
+        ("BODY_SOFT_ANNA", "other"),
     ],
 )
 def test_kernels(raw: str, word: str) -> None:
