@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedscan.federation import job_folder
+from fedscan.federation import job_folder, job_form
 from fedscan.federation.findings import Finding, JobError
 from fedscan.federation.job_folder import APP_SERVER, APP_SITES, CLIENT_PATH, META, SERVER_PATH
 from fedscan.plan import Plan, Submission
@@ -32,6 +32,7 @@ def check(job: Path, stores: Mapping[str, Path] | None = None, init: Path | None
     for relative in (CLIENT_PATH, SERVER_PATH):
         if relative in configs:
             found += _config(configs[relative], str(relative))
+            found += job_form.config_findings(configs[relative], relative)
     plan = _plan(configs, found)
     if plan is not None:
         found += _meta(configs.get(Path(META), {}), plan)
@@ -44,7 +45,7 @@ def check(job: Path, stores: Mapping[str, Path] | None = None, init: Path | None
 def _load(path: Path) -> dict[str, Any]:
     where = path.name
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = job_form.parse(path)
     except OSError as error:
         raise JobError([Finding("error", where, f"cannot be read: {error.strerror}")]) from None
     except ValueError as error:
@@ -63,7 +64,7 @@ def _files(job: Path) -> Iterator[Finding]:
         relative = path.relative_to(job)
         if path.is_symlink():
             yield Finding("error", str(relative), "is a link: a job is three JSON files and nothing else")
-        elif path.is_file() and relative not in allowed and not path.name.startswith(".__nvfl"):
+        elif not path.is_dir() and relative not in allowed and path.name not in job_form.NVFLARE_FILES:
             yield Finding("error", str(relative), "does not belong in a job: a job ships no code and no tensors")
         elif path.is_dir() and path.name == "custom":
             yield Finding("error", str(relative), "a `custom` folder makes a job ship code, which every site refuses")
@@ -122,19 +123,27 @@ def _plan(configs: Mapping[Path, Mapping[str, Any]], found: list[Finding]) -> Pl
 
 
 def _meta(meta: Mapping[str, Any], plan: Plan) -> Iterator[Finding]:
-    if meta.get("min_clients") != plan.min_responses:
-        got = meta.get("min_clients")
+    yield from job_form.meta_findings(meta, META)
+    got = meta.get("min_clients")
+    if got != plan.min_responses or type(got) is not int:
         yield Finding("error", META, f"min_clients must be the plan's min_responses={plan.min_responses}, got {got}")
     deploy = meta.get("deploy_map")
-    if not isinstance(deploy, dict) or set(deploy) != {APP_SERVER, APP_SITES} or deploy.get(APP_SERVER) != ["server"]:
+    sites = job_form.sites_of(meta, APP_SITES)
+    if (
+        not isinstance(deploy, dict)
+        or set(deploy) != {APP_SERVER, APP_SITES}
+        or deploy[APP_SERVER] != ["server"]
+        or sites is None
+    ):
         yield Finding("error", META, f"deploy_map must send {APP_SERVER} to the server and {APP_SITES} to the sites")
-    elif "@ALL" in deploy[APP_SITES]:
+    elif "@ALL" in sites:
         yield Finding("error", META, "deploy_map must name the sites: @ALL would not keep two apps apart")
+    else:
+        yield from job_folder.site_name_findings(sites)
 
 
 def _counts(meta: Mapping[str, Any], plan: Plan, stores: Mapping[str, Path]) -> Iterator[Finding]:
-    deploy = meta.get("deploy_map")
-    named = set(deploy.get(APP_SITES, [])) if isinstance(deploy, dict) else set()
+    named = set(job_form.sites_of(meta, APP_SITES) or [])
     yield from job_folder.site_name_findings(sorted(stores))
     if named and stores and named != set(stores):
         for site in sorted(named - set(stores)):

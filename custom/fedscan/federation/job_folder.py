@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fedscan.federation import job_form
 from fedscan.federation.findings import Finding, JobError
 from fedscan.federation.places import CLIENT_CONFIG, SERVER_CONFIG
 from fedscan.plan import Plan, Submission
@@ -116,7 +117,7 @@ def site_name_findings(sites: Sequence[str]) -> list[Finding]:
             "error", "sites", f"{s!r} is no site name: letters, digits, '.', '_' and '-', at most 63, got otherwise"
         )
         for s in sites
-        if not SITE_NAME.match(s) or s in _NOT_SITES
+        if not SITE_NAME.fullmatch(s) or s in _NOT_SITES
     ]
     if doubled := sorted({s for s in sites if list(sites).count(s) > 1}):
         found.append(Finding("error", "sites", f"named more than once: {', '.join(doubled)}"))
@@ -158,7 +159,7 @@ def _init_note(job: Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = job_form.parse(path)
     except OSError as error:
         raise JobError([Finding("error", str(path), f"cannot be read: {error.strerror}")]) from None
     except ValueError as error:
@@ -174,7 +175,7 @@ def _set(raw: dict[str, Any], setting: str) -> None:
         raise JobError([Finding("error", f"--set {setting}", "must be field=value, such as rounds=20")])
     try:
         value: object = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = text
     *parts, last = name.split(".")
     place: dict[str, Any] = raw

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from fedscan.federation import admin, job_check, job_folder, kits, processes, records
 from fedscan.federation.findings import JobError
@@ -31,15 +32,25 @@ class RunError(RuntimeError):
     """The run did not finish; the text says why and what to do."""
 
 
+def _site_name(name: str) -> str:
+    if job_folder.site_name_findings([name]):
+        raise ValueError("no site name")
+    return name
+
+
+SiteName = Annotated[str, AfterValidator(_site_name)]
+"""Becomes the name of a folder."""
+
+
 class RunFile(BaseModel):
     """RUN/run.json: what this run is made of. Site paths are this machine's own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    run_id: str
-    plan_digest: str
-    stores: dict[str, Path]
-    threads: int
+    run_id: str = Field(pattern=r"^[0-9a-f]{32}$")
+    plan_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    stores: dict[SiteName, Path] = Field(min_length=1)
+    threads: int = Field(ge=1, le=1024)
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,7 @@ def run(
     if errors := [f for f in findings if f.level == "error"]:
         raise JobError(errors)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    out.chmod(0o700)  # it may have been there, empty and open to all
     with _locked(out):
         plan = job_folder.read_plan(job)
         submission = Submission.new()
@@ -156,7 +168,8 @@ def _attempt(out: Path, run_file: RunFile, plan: Plan, listen: Listener) -> Path
 
 
 def _next_attempt(out: Path) -> Path:
-    numbers = [int(p.name.removeprefix("attempt-")) for p in (out / "federation").glob("attempt-*")]
+    names = [p.name.removeprefix("attempt-") for p in (out / "federation").glob("attempt-*")]
+    numbers = [int(name) for name in names if name.isdecimal()]
     return out / "federation" / f"attempt-{max(numbers, default=0) + 1:02d}"
 
 

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 TASK_TRAIN = "train"
 META_KEY = "fedscan"
 """The one key of a DXO's meta that holds our record; everything else is NVFlare's."""
+MOST = 10**12
+"""Of anything that a site counts: a weight must stay a number that can be added."""
 
 
 class MessageError(ValueError):
@@ -33,9 +35,9 @@ class Task(_Message):
 class Answer(_Message):
     """Site to server: what one round of local training came to."""
 
-    examples: int = Field(ge=1)
-    patients: int = Field(ge=1)
-    steps: int = Field(ge=1)
+    examples: int = Field(ge=1, le=MOST)
+    patients: int = Field(ge=1, le=MOST)
+    steps: int = Field(ge=1, le=MOST)
     loss: float
     seconds: float = Field(ge=0)
     unit: Literal["patient", "image"] = Field(description="what the site's counts, split and weights go by")

@@ -59,12 +59,17 @@ def start(federation: Federation, name: str) -> subprocess.Popen[bytes]:
 
 
 def belonging_to(folder: Path) -> list[psutil.Process]:
-    """All other processes whose command line names a path below `folder`."""
+    """All other NVFlare processes whose command line names a path below `folder`.
+
+    Not each process that does: a shell whose script goes on with RUN's model, or an editor, is somebody else's.
+    """
     found = []
     prefix = str(folder.resolve()) + os.sep
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.pid != os.getpid() and any(prefix in part for part in process.cmdline()):
+            command = process.cmdline()
+            of_nvflare = any(part.startswith("nvflare.") for part in command)
+            if process.pid != os.getpid() and of_nvflare and any(part.startswith(prefix) for part in command):
                 found.append(process)
     return found
 

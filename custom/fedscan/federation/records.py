@@ -6,9 +6,9 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Event = Literal["started", "round", "repeat", "finished", "stopped"]
 
@@ -69,15 +69,15 @@ def append(path: Path, record: RoundRecord) -> None:
 
 
 def read(path: Path) -> Iterator[RoundRecord]:
-    """All whole lines; a torn line (a crash while writing) is passed over."""
+    """All whole lines; a torn line (a crash while writing), or one that is no record, is passed over."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
-            data: dict[str, Any] = json.loads(line)
-        except json.JSONDecodeError:
+            record = RoundRecord.model_validate_json(line)
+        except ValidationError:
             continue
-        yield RoundRecord.model_validate(data)
+        yield record
 
 
 def effective_rounds(path: Path) -> list[RoundRecord]:

@@ -9,7 +9,7 @@ from fedscan.federation import records
 from fedscan.federation.server_job import ServerJob
 from fedscan.training import checkpoints, model_file
 from fedscan.training.checkpoints import Checkpoint, CheckpointError
-from fedscan.training.weights import Weights, check_update, initial_weights
+from fedscan.training.weights import Weights, check_update, initial_weights, shapes_of
 
 
 def starting_state(job: ServerJob) -> Checkpoint:
@@ -19,7 +19,10 @@ def starting_state(job: ServerJob) -> Checkpoint:
     """
     start = job.submission.start_round
     if start > 0:
-        return checkpoints.load(job.checkpoint_folder, start, job.plan, job.submission.run_id)
+        state = checkpoints.load(job.checkpoint_folder, start, job.plan, job.submission.run_id)
+        if reasons := check_update(state.weights, shapes_of(job.plan.model)):
+            raise CheckpointError(f"the checkpoint does not fit the plan's network: {'; '.join(reasons)}")
+        return state
     weights = _first_weights(job)
     return Checkpoint(0, weights, weights, 0)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from fedscan.plan import Plan
 from fedscan.training import tensor_file
-from fedscan.training.weights import Weights
+from fedscan.training.weights import Weights, check_update
 
 KEEP = 3
-_NAME = re.compile(r"^round-(\d{5,})\.safetensors$")
+_NAME = re.compile(r"round-([0-9]{5,9})\.safetensors")
 _EMA = "ema."
 _WEIGHTS = "weights."
 
@@ -55,7 +55,7 @@ def save(folder: Path, checkpoint: Checkpoint, plan: Plan, run_id: str) -> Path:
 
 def list_rounds(folder: Path) -> list[int]:
     """Rounds done of the checkpoints that lie there, ascending."""
-    found = (_NAME.match(entry.name) for entry in folder.iterdir()) if folder.is_dir() else ()
+    found = (_NAME.fullmatch(entry.name) for entry in folder.iterdir()) if folder.is_dir() else ()
     return sorted(int(match.group(1)) for match in found if match)
 
 
@@ -69,12 +69,13 @@ def load(folder: Path, rounds_done: int, plan: Plan, run_id: str) -> Checkpoint:
     wanted = {"plan_digest": plan.digest, "run_id": run_id, "rounds_done": str(rounds_done)}
     if wrong := [key for key, value in wanted.items() if metadata.get(key) != value]:
         raise CheckpointError(f"checkpoint {path.name} belongs to another run: its {', '.join(wrong)} differ")
-    return Checkpoint(
-        rounds_done=rounds_done,
-        weights={n.removeprefix(_WEIGHTS): t for n, t in tensors.items() if n.startswith(_WEIGHTS)},
-        ema={n.removeprefix(_EMA): t for n, t in tensors.items() if n.startswith(_EMA)},
-        ema_count=int(metadata["ema_count"]),
-    )
+    weights = {n.removeprefix(_WEIGHTS): t for n, t in tensors.items() if n.startswith(_WEIGHTS)}
+    ema = {n.removeprefix(_EMA): t for n, t in tensors.items() if n.startswith(_EMA)}
+    count = metadata.get("ema_count", "")
+    whole = len(weights) + len(ema) == len(tensors) > 0 and re.fullmatch(r"[0-9]{1,9}", count)
+    if not whole or check_update(weights, weights) or check_update(ema, weights):
+        raise CheckpointError(f"checkpoint {path.name} holds no weights with their average, all of them finite")
+    return Checkpoint(rounds_done, weights, ema, int(count))
 
 
 def newest(folder: Path, plan: Plan, run_id: str) -> Checkpoint | None:

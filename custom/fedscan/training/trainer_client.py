@@ -168,7 +168,7 @@ class Trainer:
         flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if big else os.O_APPEND)
         with os.fdopen(os.open(log, flags, 0o600), "wb") as stderr:
             process = subprocess.Popen(
-                [sys.executable, "-m", "fedscan.training.trainer"],
+                [sys.executable, "-P", "-m", "fedscan.training.trainer"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -40,6 +40,15 @@ def test_a_torn_last_line_is_passed_over_and_closed_off(tmp_path: Path) -> None:
     assert [r.round for r in records.read(path)] == [0, 1]
 
 
+def test_a_line_that_is_no_record_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "rounds.jsonl"
+    records.append(path, record(0, 0.5))
+    with path.open("ab") as file:
+        file.write(b'{"event":"won"}\n\xff\xfe\n' + b"[" * 5000 + b"\n7\n")
+    records.append(path, record(1, 0.4))
+    assert [r.round for r in records.read(path)] == [0, 1]
+
+
 def test_a_round_done_again_counts_once_with_its_last_record(tmp_path: Path) -> None:
     path = tmp_path / "rounds.jsonl"
     for number, loss in ((0, 0.5), (1, 0.4), (1, 0.3), (2, 0.2)):
