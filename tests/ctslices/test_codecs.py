@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from ctslices.codecs import UndecodableError, decode_frame
+from ctslices.codecs import UndecodableError, _check_codestream, decode_frame
 from ctslices.decoder_process import stored_from
 from ctslices.options import Options
 from ctslices.reject import Reason
@@ -56,3 +58,46 @@ def test_the_layout_survives_its_json_form(lossy: PlaneRef) -> None:
     for padding in (None, (-2000, -1990)):
         stored = replace(lossy.stored, padding=padding)  # type: ignore[type-var]
         assert stored_from(json.loads(json.dumps(asdict(stored)))) == stored
+
+
+def _patched(plane: PlaneRef, folder: Path, at: int, content: bytes) -> PlaneRef:
+    """The plane's file with other bytes in its codestream, `at` bytes from the codestream's start."""
+    assert plane.stored is not None
+    data = bytearray(Path(plane.path).read_bytes())
+    start = data.index(b"\xff\x4f\xff\x51") + at
+    data[start : start + len(content)] = content
+    (folder / "patched.dcm").write_bytes(data)
+    return replace(plane, path=str(folder / "patched.dcm"))
+
+
+def test_a_stream_of_a_giant_picture_is_refused_before_it_takes_memory(lossy: PlaneRef, tmp_path: Path) -> None:
+    giant = _patched(lossy, tmp_path, 8, struct.pack(">II", 60_000, 60_000))
+    assert giant.stored is not None
+    tracemalloc.start()
+    with pytest.raises(UndecodableError, match="not of the size"):
+        decode_frame(giant.path, 0, giant.stored)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("stream", "header_signed", "taken"),
+    [(0x0F, False, True), (0x0F, True, True), (0x8F, False, False), (0x0B, True, False)],
+)
+def test_a_stream_and_a_header_that_differ_in_sign(
+    lossy: PlaneRef, tmp_path: Path, stream: int, header_signed: bool, taken: bool
+) -> None:
+    """The byte Ssiz: 0x0f is 16 bits without a sign, 0x8f with one, 0x0b 12 bits without."""
+    assert lossy.stored is not None
+    patched = _patched(lossy, tmp_path, 42, bytes([stream]))
+    stored = replace(lossy.stored, signed=header_signed, bits_stored=16)
+    if taken:
+        _check_codestream(Path(patched.path).read_bytes()[-_tail(patched) :], stored)
+    else:
+        with pytest.raises(UndecodableError, match="sign"):
+            decode_frame(patched.path, 0, stored)
+
+
+def _tail(plane: PlaneRef) -> int:
+    data = Path(plane.path).read_bytes()
+    return len(data) - data.index(b"\xff\x4f\xff\x51")
