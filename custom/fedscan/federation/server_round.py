@@ -86,9 +86,11 @@ class ServerRound:
             return reason
         if not isinstance(update, Mapping):
             return f"update must be a mapping of tensors, got {type(update).__name__}"
+        update = dict(update)
         if reasons := w.check_update(update, self.state.weights):
             return "; ".join(reasons)
-        tensors = {str(name): tensor for name, tensor in update.items() if isinstance(tensor, torch.Tensor)}
+        # Copies: what came may be a view of far more memory, or remember how it was computed.
+        tensors = {name: update[name].detach().clone(memory_format=torch.contiguous_format) for name in update}
         self._good[site] = (answer, tensors)
         self._entries[site] = SiteEntry(
             answered=True,

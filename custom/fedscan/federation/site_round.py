@@ -65,7 +65,7 @@ class SiteTraining:
             raise RefusedError("the task belongs to another plan or run than the job that was deployed here")
         if task.round_number >= self.plan.rounds:
             raise RefusedError(f"round {task.round_number} lies beyond the plan's {self.plan.rounds} rounds")
-        if check_update(weights, weights):
+        if not all(isinstance(name, str) for name in weights) or check_update(weights, weights):
             raise RefusedError("the received model holds values that are not finite float32")
         if digest(weights) != task.model_digest:
             raise RefusedError("the received model is not the one that the task names")

@@ -150,7 +150,7 @@ def _class_shares(model: ModelFile) -> dict[str, float] | None:
     told = model.provenance.get("class_shares")
     known = {}
     if isinstance(told, dict) and all(isinstance(told.get(name, 0.0), int | float) for name in classes):
-        known = {name: min(float(told.get(name, 0.0)), 1e9) for name in classes}
+        known = {name: float(max(-1, min(told.get(name, 0.0), 10**9))) for name in classes}
     total = sum(known.values())
     if not known or not math.isfinite(total) or total <= 0 or min(known.values()) < 0:
         return {name: 1.0 / len(classes) for name in classes}

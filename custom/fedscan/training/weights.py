@@ -81,7 +81,11 @@ def check_update(update: Mapping[str, object], reference: Weights) -> list[str]:
 
 
 def _fault(got: object, wanted: torch.Tensor) -> str | None:
-    if not isinstance(got, torch.Tensor) or got.layout != torch.strided or got.device.type != "cpu":
+    # By exact type: a subclass decides itself what any operation on it does.
+    if type(got) not in (torch.Tensor, torch.nn.Parameter):
+        return "is no dense CPU tensor at"
+    assert isinstance(got, torch.Tensor)
+    if got.layout != torch.strided or got.device.type != "cpu" or got.is_neg() or got.is_conj():
         return "is no dense CPU tensor at"
     if got.dtype != wanted.dtype:
         return f"has {got.dtype}, wanted {wanted.dtype}, at"

@@ -140,3 +140,45 @@ def test_too_few_answers_make_no_model() -> None:
     r.receive("s1", answer(r), weights(1.0))
     with pytest.raises(ValueError, match="needs 2"):
         r.finish()
+
+
+class _Wayward(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError("not in my name")
+
+
+class _Boaster(dict[str, torch.Tensor]):
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return weights(1.0)[name]
+
+
+@pytest.mark.parametrize(
+    ("update", "word"),
+    [
+        (weights(0.0) | {"a": torch.zeros(2, 2).as_subclass(_Wayward)}, "no dense CPU tensor at a"),
+        (weights(0.0) | {"a": torch._neg_view(torch.zeros(2, 2))}, "no dense CPU tensor at a"),
+        (_Boaster(), "lacks a, b"),
+    ],
+)
+def test_tensors_and_mappings_that_act_for_themselves_are_refused(update: Any, word: str) -> None:
+    r = new_round()
+    assert word in str(r.receive("s1", answer(r), update))
+
+
+def test_an_answer_is_kept_as_a_copy_of_its_own() -> None:
+    r = new_round()
+    much = torch.zeros(10_000, requires_grad=True)
+    assert r.receive("s1", answer(r), {"a": much[:4].view(2, 2), "b": much[:1].expand(3)}) is None
+    for tensor in r._good["s1"][1].values():
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * 4
+        assert not tensor.requires_grad
+
+
+@pytest.mark.parametrize("field", ["examples", "patients", "steps"])
+def test_counts_beyond_all_sense_are_refused(field: str) -> None:
+    r = new_round()
+    assert field in str(r.receive("s1", answer(r, **{field: 10**400}), weights(0.0)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ import torch
 from fedscan.diffusion.network import build_network
 from fedscan.diffusion.samplers import Settings
 from fedscan.plan import ModelPlan, Plan, UNet
-from fedscan.release.generate import PORTION, GenerateError, generate
-from fedscan.training.model_file import save_model
+from fedscan.release.generate import PORTION, GenerateError, _class_shares, generate
+from fedscan.training.model_file import load_model, save_model
 
 SETTINGS = Settings(steps=3)
 SHARES = {"disease": 0.25, "healthy": 0.75}
@@ -178,3 +179,15 @@ def test_requests_that_cannot_be_met_say_why(model: Path, tmp_path: Path) -> Non
     with pytest.raises(GenerateError, match="not an empty folder"):
         generate(model, out, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    "told", [{"healthy": 10**400}, {"healthy": [1]}, {"healthy": "much"}, {"healthy": -(10**400)}, "no", 7]
+)
+def test_shares_that_are_no_numbers_become_equal_ones(model: Path, told: object) -> None:
+    loaded = load_model(model)
+    strange = replace(loaded, provenance={"class_shares": told})
+    shares = _class_shares(strange)
+    assert shares is not None
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert all(0 <= share <= 1 for share in shares.values())
