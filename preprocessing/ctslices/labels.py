@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ctslices.one_form import one_form
+
 
 class TableError(ValueError):
     """A table is not as its format says."""
@@ -24,6 +26,7 @@ class Table:
 
     def get(self, key: str) -> str | None:
         """The value of `key`, or None; notes that the row matched."""
+        key = one_form(key)
         found = self.rows.get(key)
         if found is None:
             return None
@@ -71,7 +74,7 @@ def _two_columns(text: str, columns: tuple[str, str], name: str) -> list[tuple[i
         )
     pairs = []
     for number, row in enumerate(reader, start=2):
-        key, value = ((row.get(c) or "").strip() for c in columns)
+        key, value = (one_form((row.get(c) or "").strip()) for c in columns)
         if not key or not value:
             raise TableError(f"{name}: row {number} lacks a {columns[0] if not key else columns[1]}")
         pairs.append((number, (key, value)))
@@ -100,7 +103,7 @@ def read_ids(path: Path) -> Table:
     rows: dict[str, tuple[int, str]] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            rows.setdefault(line.strip(), (number, ""))
+            rows.setdefault(one_form(line.strip()), (number, ""))
     return Table("--exclude", rows)
 
 

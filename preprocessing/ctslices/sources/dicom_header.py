@@ -8,6 +8,7 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
+from ctslices.one_form import identity_of
 from ctslices.series import StoredPixels
 from ctslices.sources import dicom_tags as tags
 from ctslices.sources.dicom_file import Parsed
@@ -94,7 +95,7 @@ def header_of(path: str, parsed: Parsed) -> Header:
         series=text(elements, tags.SERIES),
         study=text(elements, tags.STUDY),
         frame_of_reference=text(elements, tags.FRAME_OF_REFERENCE),
-        patient=national_text(elements, tags.PATIENT_ID),
+        patient=identity_of(national_text(elements, tags.PATIENT_ID)),
         modality=text(elements, tags.MODALITY),
         sop_class=text(elements, tags.SOP_CLASS),
         manufacturer=text(elements, tags.MANUFACTURER),
