@@ -148,7 +148,7 @@ def write(
             **manifest,
         }
     )
-    write_whole(folder / MANIFEST, manifest_bytes(result))
+    write_whole(folder / MANIFEST, manifest_bytes(result), mode=0o600)
     return result
 
 

@@ -32,7 +32,7 @@ def deal(store: SliceStore, out: Path, sites: int, seed: int = 0) -> list[Path]:
         path = out / f"site-{site + 1:02d}"
         if path.exists():
             raise DealError(f"{path.name} exists already in the output folder: choose another, nothing was overwritten")
-        path.mkdir(parents=True)
+        path.mkdir(mode=0o700, parents=True)
         _write(store, np.flatnonzero(owner == site), path)
         paths.append(path)
     return paths
@@ -90,4 +90,4 @@ def _write(store: SliceStore, patients: NDArray[np.int64], path: Path) -> None:
         }
     )
     # The manifest comes last: without it a folder is no store.
-    write_whole(path / MANIFEST, manifest_bytes(Manifest.model_validate(manifest.model_dump())))
+    write_whole(path / MANIFEST, manifest_bytes(Manifest.model_validate(manifest.model_dump())), mode=0o600)

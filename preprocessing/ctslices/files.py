@@ -19,7 +19,8 @@ def sync_folder(folder: Path) -> None:
 def write_whole(path: Path, chunks: Iterable[bytes] | bytes, mode: int = 0o644) -> None:
     """Write `chunks` to a temporary file beside `path`, flush it to the disk, then rename; OSError leaves no trace."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    temporary.unlink(missing_ok=True)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     try:
         with os.fdopen(handle, "wb") as file:
             for chunk in [chunks] if isinstance(chunks, bytes) else chunks:

@@ -89,7 +89,7 @@ def prepare(
     with _disk_errors():
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(_beside(out, "lock"), timeout=0):
+            with FileLock(_beside(out, "lock"), timeout=0, mode=0o600):
                 return _Run(export, out, options, site, progress or _silent).run()
         except Timeout:
             raise PrepareError("another prepare is writing this store: wait for it, or choose another --out") from None
@@ -234,7 +234,7 @@ class _Run:
     def _write(self, named: list[tuple[Owned, str]], rejected: list[Rejected], inputs: str) -> PrepareReport:
         self.progress("writing", 0, 1)
         shutil.rmtree(self.new, ignore_errors=True)
-        self.new.mkdir()
+        self.new.mkdir(mode=0o700)
         found = assemble.gather(self.work, named, self.labels)
         rejected = rejected + found.rejected
         manifest = assemble.write(

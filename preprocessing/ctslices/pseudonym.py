@@ -71,7 +71,8 @@ def create_key(path: Path) -> SiteKey:
     """A new key in `path`, mode 0600, there whole or not at all; one that another process made first is taken."""
     secret = secrets.token_bytes(KEY_BYTES)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    temporary.unlink(missing_ok=True)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(handle, "w") as file:
             file.write(secret.hex() + "\n")

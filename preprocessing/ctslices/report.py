@@ -61,6 +61,10 @@ def store_notes(manifest: Manifest) -> tuple[str, ...]:
     notes = []
     if manifest.unit == "image" and manifest.slices:
         notes.append("no patients are known: slices of one person may be on both sides of the split")
+    if manifest.values == "grey" and manifest.labels:
+        notes.append(
+            "the label names are the pictures' folder names, as they are: no folder may be named after a person"
+        )
     for side in ("train", "holdout"):
         if manifest.slices and manifest.holdout > 0 and not sides[side]["patients"]:
             other = "another --split-seed" if side == "train" else "a larger --holdout or another --split-seed"

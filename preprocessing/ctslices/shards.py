@@ -85,7 +85,7 @@ def write_shard(path: Path, size: int, columns: Columns, pixels: Iterable[NDArra
             digest.update(chunk)
             yield chunk
 
-    write_whole(path, hashed())
+    write_whole(path, hashed(), mode=0o600)
     return digest.hexdigest()
 
 

@@ -261,7 +261,7 @@ def write_store(
     `hu` int16 [n, s, s]; `patient` int [n], numbers from 0 without gaps; `splits` one side a patient (default: the
     rule of `split.side`). Pseudonyms are made from the numbers and protect nobody. Returns `path`.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
     order = np.argsort(patient, kind="stable")
     owner = np.asarray(patient)[order].astype(np.int32)
     counts = np.bincount(owner)
@@ -303,7 +303,7 @@ def write_store(
         split_seed=split_seed,
         key_fingerprint=hashlib.sha256(b"no key").hexdigest(),
     )
-    write_whole(path / MANIFEST, manifest_bytes(manifest))
+    write_whole(path / MANIFEST, manifest_bytes(manifest), mode=0o600)
     return path
 
 

@@ -79,8 +79,10 @@ def test_a_store_holds_every_patient_in_order(export: Path, prepared: Path) -> N
 
 def test_beside_the_store_lie_files_for_the_site_alone(prepared: Path) -> None:
     modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in prepared.parent.iterdir() if p.is_file()}
-    assert modes.pop("store.lock") is not None
+    modes.pop("store.lock")
     assert modes == {"store.key": 0o600, "store.rejected.jsonl": 0o600, "store.state.json": 0o600}
+    assert stat.S_IMODE(prepared.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(p.stat().st_mode) for p in prepared.iterdir()} == {0o600}
     (line,) = prepared.with_name("store.rejected.jsonl").read_text().splitlines()
     assert json.loads(line) == {"path": "README.txt", "reason": "not-an-image", "detail": ""}
     assert not prepared.with_name("store.work").exists()

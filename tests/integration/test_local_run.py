@@ -73,6 +73,7 @@ def test_each_site_counted_what_left_it(finished: tuple[Path, Path, list[str]]) 
 def test_no_process_stays_and_no_key_is_readable_by_others(finished: tuple[Path, Path, list[str]]) -> None:
     _, run, _ = finished
     assert processes.belonging_to(run) == []
+    assert stat.S_IMODE(run.stat().st_mode) == 0o700
     loose = [
         p
         for p in run.rglob("*")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -150,10 +151,12 @@ def write_exports(demo: Demo) -> str:
 
 def prepare_stores(demo: Demo) -> str:
     """demo/stores/NAME: each hospital's slice store; its key and rejected.jsonl lie beside it."""
+    from ctslices.files import write_whole
     from ctslices.options import Options
     from ctslices.prepare import Site, prepare
 
     slices = 0
+    (demo.out / "stores").mkdir(exist_ok=True)
     for number, name in enumerate(demo.hospitals):
 
         def tell(phase: str, done: int, total: int, number: int = number, name: str = name) -> None:
@@ -161,6 +164,10 @@ def prepare_stores(demo: Demo) -> str:
             inner = (phases.index(phase) + done / max(total, 1)) / 3 if phase in phases else 0.0
             demo.progress.update((number + inner) / len(demo.hospitals), f"{name}, {phase} {done}/{total}")
 
+        # Phantoms need no secret, and a known key makes the split, and so the whole demo, the same each time.
+        key = demo.out / "stores" / f"{name}.key"
+        if not key.exists():
+            write_whole(key, hashlib.sha256(f"fedscan demo {name}".encode()).hexdigest().encode() + b"\n", mode=0o600)
         export = demo.out / "exports" / name
         options = Options(every_mm=demo.settings.every_mm)
         slices += prepare(export, demo.stores[name], options, Site(labels=export / "labels.csv"), tell).slices

@@ -133,11 +133,14 @@ def _is_fresh(out: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
+    old_umask = os.umask(0o077)
     try:
         with FileLock(out / ".lock", timeout=0, mode=0o600):
             yield
     except Timeout:
         raise RunError(f"another fedscan command is working on {out}: wait for it, or stop it") from None
+    finally:
+        os.umask(old_umask)
 
 
 def _shelve(out: Path, plan: Plan, init: Path | None) -> None:

@@ -120,7 +120,8 @@ class ServerRound:
         return None
 
     def finish(self) -> tuple[Checkpoint, RoundRecord]:
-        """The new global state and the round's record. Raises ValueError below the plan's smallest number."""
+        """The new global state and the round's record. Raises ValueError below the plan's smallest number, and
+        RunStoppedError where the sum overflows."""
         if not self.is_enough:
             raise ValueError(f"round {self.round_number} has {self.accepted} answers, needs {self.plan.min_responses}")
         shares = self._shares()
@@ -128,6 +129,9 @@ class ServerRound:
             site: w.Contribution(weight=shares[site], update=update) for site, (_, update) in self._good.items()
         }
         weights = w.aggregate(self.state.weights, contributions)
+        if w.check_update(weights, weights):
+            # Every update was finite; their sum need not be. The last good model must stay what it is.
+            raise RunStoppedError(f"round {self.round_number}: the new global model would not be finite")
         average = Ema(self.plan.ema.half_life_rounds)
         ema = average.update(self.state.ema, weights, self.state.ema_count)
         state = Checkpoint(self.round_number + 1, weights, ema, self.state.ema_count + 1)

@@ -55,7 +55,10 @@ class ModelFile:
 
 
 def save_model(path: Path, weights: Weights, plan: Plan, provenance: dict[str, Any]) -> None:
-    """Writes the model whole or not at all (mode 0644). Raises ModelFileError where `weights` do not fit `plan`."""
+    """Writes the model whole or not at all, mode 0600: it is its owner's until it is released.
+
+    Raises ModelFileError where `weights` do not fit `plan`.
+    """
     _check_fit(weights, plan)
     metadata = {
         "format": FORMAT,
@@ -65,7 +68,7 @@ def save_model(path: Path, weights: Weights, plan: Plan, provenance: dict[str, A
         "provenance": json.dumps(provenance, sort_keys=True, separators=(",", ":"), allow_nan=False),
         "note": window_note(plan),
     }
-    save_tensors(path, weights, metadata, mode=0o644)
+    save_tensors(path, weights, metadata, mode=0o600)
 
 
 def load_model(path: Path, max_bytes: int = MAX_FILE_BYTES) -> ModelFile:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedscan.federation.server_round import ServerRound
+from fedscan.federation.server_round import RunStoppedError, ServerRound
 from fedscan.plan import Plan
 from fedscan.training.checkpoints import Checkpoint
 from fedscan.training.weights import Weights
@@ -182,3 +182,14 @@ def test_an_answer_is_kept_as_a_copy_of_its_own() -> None:
 def test_counts_beyond_all_sense_are_refused(field: str) -> None:
     r = new_round()
     assert field in str(r.receive("s1", answer(r, **{field: 10**400}), weights(0.0)))
+
+
+def test_finite_updates_whose_sum_is_not_stop_the_run_and_leave_the_last_good_model() -> None:
+    r = new_round()
+    huge = 3.0e38
+    r.state.weights["b"].fill_(huge)
+    r = ServerRound(r.plan, RUN, r.state, ["s1", "s2", "s3"])
+    for site in ("s1", "s2"):
+        assert r.receive(site, answer(r), weights(huge)) is None
+    with pytest.raises(RunStoppedError, match="would not be finite"):
+        r.finish()
