@@ -38,7 +38,9 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Group:
     """The title as a line of its own: rich wraps a table's title to the table's width."""
-    table = Table(*columns)
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     return Group(Text(f"\n{title}"), table)
@@ -65,7 +67,7 @@ def print_report(report: PrepareReport, store: Path) -> None:
         console.print(table)
     for option, rows in report.unmatched.items():
         shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
-        console.print(f"{option}: {len(rows)} row(s) matched nothing in the export: {shown}", highlight=False)
+        console.print(f"{option}: {len(rows)} row(s) matched nothing in the export: line {shown}", highlight=False)
     for note in report.notes:
         console.print(f"Note: {note}", highlight=False)
     for line in _next(report, store):
@@ -81,9 +83,22 @@ def _next(report: PrepareReport, store: Path) -> Iterator[str]:
             "yes under release in its list.csv for those that do not, and run the same command again."
         )
     if not report.slices:
-        yield "The store is empty: see the reasons above; --region any and --min-slices 1 take more."
+        yield _empty(report.rejected, report.dropped_by_region)
         return
     yield f"Next: fedscan inspect {store}"
+
+
+def _empty(rejected: Mapping[str, int], dropped: Mapping[str, int]) -> str:
+    if not rejected and not dropped:
+        return "The store is empty: no file lies in the export. Is it the right folder?"
+    cures = []
+    if "no-patient-id" in rejected:
+        cures.append("no-patient-id: --patient-from folder wants each volume in a folder of its patient, a map a row")
+    if dropped:
+        cures.append("--region any keeps what was dropped by region")
+    if "too-few-slices" in rejected:
+        cures.append("--min-slices 1 takes short series")
+    return "The store is empty: see the reasons above" + "".join(f"; {cure}" for cure in cures) + "."
 
 
 def print_inspection(found: Mapping[str, Any], store: Path, picture: Path | None) -> None:
@@ -91,21 +106,25 @@ def print_inspection(found: Mapping[str, Any], store: Path, picture: Path | None
     console = Console()
     low, high = found["value_range"]
     what = "HU" if found["values"] == "hu" else "grey values"
+    unit = "patients" if found["unit"] == "patient" else "volumes or blocks of pictures (no patients are known)"
     field = "" if found["field_mm"] is None else f", field {found['field_mm']:g} mm"
     console.print(
         f"{found['slices']} slices of {found['size']} x {found['size']} pixels{field}, {what} {low}..{high}; "
-        f"{found['patients']} {'patients' if found['unit'] == 'patient' else 'images (no patients are known)'}, "
+        f"{found['patients']} {unit}, "
         f"{found['series']} series; whole and as written",
         highlight=False,
     )
     splits = [(side, c["patients"], c["slices"]) for side, c in found["by_split"].items()]
-    console.print(_table("Split", ("side", "patients", "slices"), splits))
+    console.print(_table("Split", ("side", "patients" if found["unit"] == "patient" else "images", "slices"), splits))
     if found["labels"]:
         rows = [(name, c["train"], c["holdout"]) for name, c in found["labels"].items()]
         console.print(_table("Slices by label", ("label", "train", "holdout"), rows))
     names = ("manufacturer", "kernel", "kvp", "spacing_mm", "thickness_mm", "series", "slices")
+    if not found["slices"]:
+        console.print("The store is empty: nothing can be trained on it, and there is no picture.")
     scanners = [["" if row[name] is None else row[name] for name in names] for row in found["scanners"]]
-    console.print(_table("Scanners", names, scanners))
+    if scanners:
+        console.print(_table("Scanners", names, scanners))
     for table in (
         *_counts("Rejected", "reason", found["rejected"]),
         *_counts("Slices dropped by region", "shows", found["dropped_by_region"]),
@@ -114,4 +133,5 @@ def print_inspection(found: Mapping[str, Any], store: Path, picture: Path | None
         console.print(table)
     for note in found["notes"]:
         console.print(f"Note: {note}", highlight=False)
-    console.print("" if picture is None else f"Picture: {picture}", highlight=False, soft_wrap=True)
+    if picture is not None:
+        console.print(f"Picture: {picture}", highlight=False, soft_wrap=True)

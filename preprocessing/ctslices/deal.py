@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from ctslices.files import write_whole
 from ctslices.manifest import SHARD_SLICES, Manifest, ShardRecord
-from ctslices.shards import Columns, shard_name, write_shard
+from ctslices.shards import Columns, in_a_store, shard_name, write_shard
 from ctslices.store import MANIFEST, SliceStore, manifest_bytes, value_range
 
 
@@ -21,20 +22,26 @@ def deal(store: SliceStore, out: Path, sites: int, seed: int = 0) -> list[Path]:
     """Deals whole patients (pictures: blocks of consecutive numbers) round robin to `out`/site-01, site-02, ...
 
     Their order is drawn by `seed`, each label dealt by itself, so that sites have like sizes and like shares. A
-    patient's side of the split stays what it is in `store`. Returns the stores' paths; raises DealError.
+    patient's side of the split stays what it is in `store`. Returns the stores' paths; raises DealError, OSError, and
+    then leaves none of them.
     """
     patients = len(store.manifest.patients)
     if not 1 <= sites <= patients:
         raise DealError(f"sites must lie in 1..{patients}, the store's patients (or blocks): got {sites}")
+    if in_a_store(out.resolve()):
+        raise DealError("the output folder lies in a store, and would go when that is made anew: choose another")
+    paths = [out / f"site-{site + 1:02d}" for site in range(sites)]
+    if there := [path.name for path in paths if path.exists()]:
+        raise DealError(f"{there[0]} exists already in the output folder: choose another, nothing was overwritten")
     owner = _owners(store, sites, seed)
-    paths = []
-    for site in range(sites):
-        path = out / f"site-{site + 1:02d}"
-        if path.exists():
-            raise DealError(f"{path.name} exists already in the output folder: choose another, nothing was overwritten")
-        path.mkdir(mode=0o700, parents=True)
-        _write(store, np.flatnonzero(owner == site), path)
-        paths.append(path)
+    try:
+        for site, path in enumerate(paths):
+            path.mkdir(mode=0o700, parents=True)
+            _write(store, np.flatnonzero(owner == site), path)
+    except BaseException:
+        for path in paths:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
     return paths
 
 

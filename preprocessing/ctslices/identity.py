@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ctslices.labels import SamePatient, Table, read_ids, read_same_patient, read_table
+from ctslices.labels import SamePatient, Table, TableError, read_ids, read_same_patient, read_table
 from ctslices.pseudonym import SiteKey
 from ctslices.reject import Reason, Rejected
 from ctslices.series import Series, SourceKind
@@ -34,6 +34,8 @@ class Owners:
     def __init__(self, patient_from: str | None, same_patient: Path | None, exclude: Path | None) -> None:
         self._by_folder = patient_from == "folder"
         is_table = patient_from is not None and not self._by_folder
+        if is_table and not Path(patient_from or "").is_file():
+            raise TableError("--patient-from: got neither `folder` nor a file that is there")
         self._map: Table | None = (
             read_table(Path(patient_from or ""), ("key", "patient"), "--patient-from") if is_table else None
         )

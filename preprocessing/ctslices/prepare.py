@@ -38,6 +38,7 @@ from ctslices.quarantine import quarantine_path, released_planes, write_quaranti
 from ctslices.reject import Reason, Rejected
 from ctslices.rejected import count_by_reason, rejected_path, write_rejected
 from ctslices.report import PrepareReport, label_counts, split_counts, store_notes
+from ctslices.shards import in_a_store
 from ctslices.sources.dicom_file import Refusal
 from ctslices.sources.scan import find
 from ctslices.store import MANIFEST, SliceStore, StoreError, read_manifest
@@ -108,6 +109,8 @@ def _check_places(export: Path, out: Path, site: Site) -> None:
         raise PrepareError("the export is not a folder that is there: name the folder of the scans")
     if out == export or export in out.resolve().parents or out in export.parents:
         raise PrepareError("the store and the export lie within each other: choose an --out beside the export")
+    if in_a_store(out.parent):
+        raise PrepareError("--out lies in another store, and would go when that one is made anew: choose another place")
     if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise PrepareError(f"--out is there and is not a store (it has no {MANIFEST}): choose another place")
     if not 0 <= site.holdout < 1:

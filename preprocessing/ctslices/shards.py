@@ -30,6 +30,11 @@ def shard_name(number: int) -> str:
     return f"slices-{number:05d}.safetensors"
 
 
+def in_a_store(place: Path) -> bool:
+    """Whether `place` is a store with slices, or lies in one: what lies there goes when the store is made anew."""
+    return any((folder / shard_name(0)).is_file() for folder in (place, *place.parents))
+
+
 @dataclass(frozen=True, slots=True)
 class Columns:
     """What a shard holds beside its pixels, one entry a slice."""

@@ -89,3 +89,9 @@ def test_prepare_ends_with_what_to_do_next(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "not-an-image" in done.stdout
     assert "The store is empty: see the reasons above" in done.stdout
+    told = _run("inspect", tmp_path / "store").stdout
+    assert "The store is empty: nothing can be trained" in told
+    assert "Scanners" not in told
+    (tmp_path / "export" / "note.txt").unlink()
+    done = _run("prepare", tmp_path / "export", "--out", tmp_path / "store", "--workers", "1")
+    assert "no file lies in the export" in done.stdout

@@ -51,3 +51,26 @@ def test_too_many_sites_and_an_existing_folder_are_refused(store: SliceStore, tm
     deal(store, tmp_path / "y", 2)
     with pytest.raises(DealError, match="exists already"):
         deal(store, tmp_path / "y", 2)
+
+
+def test_nothing_is_dealt_into_a_store(store: SliceStore, tmp_path: Path) -> None:
+    for place in (tmp_path / "store", tmp_path / "store" / "sites"):
+        with pytest.raises(DealError, match="lies in a store"):
+            deal(store, place, 2)
+    assert not (tmp_path / "store" / "sites").exists()
+
+
+def test_a_deal_that_fails_leaves_no_store(store: SliceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+
+    def full_disk(path: Path, *_: object, **__: object) -> None:
+        written.append(path)
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        path.write_bytes(b"x")
+
+    monkeypatch.setattr("ctslices.deal.write_whole", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        deal(store, tmp_path / "sites", 4)
+    assert len(written) == 3
+    assert list((tmp_path / "sites").iterdir()) == []

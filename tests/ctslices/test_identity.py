@@ -72,3 +72,5 @@ def test_joined_identities_are_one_patient_and_are_excluded_together(tmp_path: P
 def test_a_missing_table_is_named_by_its_option(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--exclude: the file is not there"):
         Owners(None, None, tmp_path / "none.txt")
+    with pytest.raises(ValueError, match="--patient-from: got neither `folder` nor a file"):
+        Owners("foldr", None, None)

@@ -226,6 +226,12 @@ def test_places_that_cannot_be_meant_are_refused(export: Path, tmp_path: Path) -
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
+def test_no_store_is_made_in_a_store(export: Path, prepared: Path) -> None:
+    with pytest.raises(PrepareError, match="lies in another store"):
+        prepare(export, prepared / "deeper" / "store", OPTIONS)
+    assert not (prepared / "deeper").exists()
+
+
 def test_labels_joins_and_exclusions_by_the_sites_tables(export: Path, prepared: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("key,label\nPAT-1,covid\nPAT-2,clear\ndisc2/0003.dcm,covid\nPAT-99,covid\n")
     (tmp_path / "same.csv").write_text("patient,same_as\nPAT-3,PAT-2\n")

@@ -51,17 +51,21 @@ _FORMATS: dict[FormatName, Format] = {
 
 def generate(
     model: Annotated[Path, typer.Argument(help="A run's model.safetensors.", metavar="MODEL")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to make; it appears once it is complete.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to make; it appears once it is complete.")],
     count: Annotated[int, typer.Option("--count", min=1, help="How many slices.")] = 64,
     formats: Annotated[
-        list[FormatName] | None, typer.Option("--format", help="png (default), npz, nifti or dicom; may be repeated.")
+        list[FormatName] | None,
+        typer.Option("--format", metavar="FORMAT", help="png (default), npz, nifti or dicom; may be repeated."),
     ] = None,
     label: Annotated[
         str | None,
         typer.Option("--label", help="One class of the model; default: all, in the file's shares or evenly."),
     ] = None,
     sampler: Annotated[
-        SamplerChoice, typer.Option("--sampler", help="sa_solver and dpmpp need few steps; ddpm takes all of them.")
+        SamplerChoice,
+        typer.Option(
+            "--sampler", metavar="NAME", help="sa_solver, dpmpp (both need few steps), ddim, or ddpm (takes all)."
+        ),
     ] = SamplerChoice.SA_SOLVER,
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Network evaluations; default: 25, ddim 50, ddpm all.")
@@ -72,7 +76,8 @@ def generate(
         typer.Option("--guidance", min=0.0, help="Classifier-free guidance; 0: none. Needs a model with classes."),
     ] = 0.0,
     variance: Annotated[
-        VarianceChoice, typer.Option("--variance", help="Of ddpm's noise: the paper's two choices.")
+        VarianceChoice,
+        typer.Option("--variance", metavar="NAME", help="Of ddpm's noise: posterior or beta, the paper's two choices."),
     ] = VarianceChoice.POSTERIOR,
     clip: Annotated[bool, typer.Option(help="Keep the predicted slice within the window at each step.")] = True,
     field_mm: Annotated[
@@ -86,11 +91,15 @@ def generate(
     """Draw synthetic slices from a model, with a card that says what they are and what they can never show.
 
     A draw that was stopped goes on when the same command is given again.
+
+    Example: `fedscan generate RUN/model.safetensors --count 64 --out synthetic --format png --format dicom`
     """
     from fedscan.diffusion.samplers import Settings
     from fedscan.release import generate as release
     from fedscan.training.model_file import ModelFileError
 
+    if model.is_dir():
+        fail(f"{model} is a folder: name the model file in it, such as {model / 'model.safetensors'}")
     try:
         settings = Settings(sampler=sampler.value, steps=steps, variance=variance.value, guidance=guidance, clip=clip)
         with _progress(as_json) as progress:
@@ -110,6 +119,8 @@ def generate(
         fail(str(error))
     except OSError as error:
         fail(f"{error.strerror or 'cannot read or write'}: {error.filename or model.name}")
+    except KeyboardInterrupt:
+        fail("stopped by you. The same command goes on after the slices that are finished")
     if as_json:
         print_json(made.card)
         return

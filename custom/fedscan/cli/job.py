@@ -32,8 +32,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 @app.command("new")
 def new(
-    template: Annotated[Path, typer.Argument(help="A template, such as jobs/ct_fedavg, or another job.")],
-    out: Annotated[Path, typer.Argument(help="The job folder to make; it must not exist.")],
+    template: Annotated[
+        Path, typer.Argument(metavar="TEMPLATE", help="A template, such as jobs/ct_fedavg, or another job.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="JOB", help="The job folder to make; it must not exist.")],
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,12 +69,15 @@ def new(
 
 @app.command("check")
 def check(
-    job: Annotated[Path, typer.Argument(help="A job folder.")],
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="A job folder.")],
     site: Site = None,
     init: Init = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say all that is wrong with a job, at once, before anything runs. With --site, its stores are checked too."""
+    """Say all that is wrong with a job, at once, before anything runs. With --site, its stores are checked too.
+
+    Example: `fedscan job check my-job --site a=STORE_A --site b=STORE_B`
+    """
     from fedscan.federation import job_check
 
     findings = job_check.check(job, _stores(site), init)
@@ -89,7 +94,7 @@ def check(
 
 @app.command("run")
 def run(
-    job: Annotated[Path, typer.Argument(help="A job folder.")],
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="A job folder.")],
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="The run's folder; it must not exist or be empty.")],
     site: Site = None,
     init: Init = None,
@@ -98,16 +103,23 @@ def run(
     """Run a job on this machine: a server and a process for each site, provisioned, over mutual TLS on loopback.
 
     Ends with RUN/model.safetensors. Whatever stops it, `fedscan job resume RUN` goes on from the newest checkpoint.
+
+    Example: `fedscan job run my-job --site a=STORE_A --site b=STORE_B --out RUN`
     """
     from fedscan.federation import local_run
     from fedscan.federation.findings import JobError
 
+    stores = _stores(site)
+    if not stores:
+        fail("no site is named: give --site NAME=STORE once for each site")
     try:
-        model = local_run.run(job, _stores(site), out, init, threads, _listener())
+        model = local_run.run(job, stores, out, init, threads, _listener())
     except JobError as error:
         _fail_with(error.findings)
     except local_run.RunError as error:
         fail(str(error))
+    except OSError as error:
+        fail(_disk(error))
     except KeyboardInterrupt:
         fail(f"stopped by you. Go on with: fedscan job resume {out}")
     typer.echo(str(model))
@@ -125,6 +137,8 @@ def resume(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run
         _fail_with(error.findings)
     except local_run.RunError as error:
         fail(str(error))
+    except OSError as error:
+        fail(_disk(error))
     except KeyboardInterrupt:
         fail(f"stopped by you. Go on with: fedscan job resume {run_folder}")
     typer.echo(str(model))
@@ -143,7 +157,7 @@ def fields(
     elif as_json:
         print_json([dict(zip(plan_fields.COLUMNS, row, strict=True)) for row in plan_fields.rows()])
     else:
-        print_table("plan", plan_fields.COLUMNS, list(plan_fields.rows()))
+        print_table("plan", plan_fields.COLUMNS, list(plan_fields.rows()), whole=("field",))
 
 
 def _names(sites: str | None) -> list[str]:
@@ -160,6 +174,11 @@ def _stores(site: list[str] | None) -> dict[str, Path]:
             fail(f"--site names {name!r} twice: each site has one store")
         stores[name] = Path(path)
     return stores
+
+
+def _disk(error: OSError) -> str:
+    what = error.strerror or type(error).__name__
+    return f"the run's folder: {what}{f' ({error.filename})' if error.filename else ''}: mend that, then `job resume`"
 
 
 def _listener() -> Listener:

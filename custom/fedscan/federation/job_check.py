@@ -22,6 +22,8 @@ _VARIABLE = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
 def check(job: Path, stores: Mapping[str, Path] | None = None, init: Path | None = None) -> list[Finding]:
     """Every finding about the job folder, its plan, and (where given) the sites' stores and the init model."""
     stores = stores or {}
+    if no_job := _no_job(job):
+        return [no_job]
     found = list(_files(job))
     configs: dict[Path, dict[str, Any]] = {}
     for relative in (Path(META), CLIENT_PATH, SERVER_PATH):
@@ -39,6 +41,7 @@ def check(job: Path, stores: Mapping[str, Path] | None = None, init: Path | None
         found += _counts(configs.get(Path(META), {}), plan, stores)
         found += _init(job, plan, init)
         found += _stores(plan, stores)
+        found += _shared(stores)
     return found
 
 
@@ -55,10 +58,23 @@ def _load(path: Path) -> dict[str, Any]:
     return data
 
 
-def _files(job: Path) -> Iterator[Finding]:
+def _no_job(job: Path) -> Finding | None:
+    """Another thing than a job: one finding then, since what a job's files lack would hide it."""
     if not job.is_dir():
-        yield Finding("error", str(job), "is no folder: make one with `fedscan job new`")
-        return
+        return Finding("error", str(job), "is no folder that is there: make a job with `fedscan job new`")
+    files = [job / relative for relative in (META, CLIENT_PATH, SERVER_PATH)]
+    if not any(file.exists() for file in files):
+        return Finding("error", str(job), f"is no job (it has no {META}): make one with `fedscan job new`")
+    try:
+        configs = [_load(file) for file in files[1:]]
+    except JobError:
+        return None
+    if not any("submission" in config for config in configs):
+        return Finding("error", str(job), "is a template (no submission): make a job of it with `fedscan job new`")
+    return None
+
+
+def _files(job: Path) -> Iterator[Finding]:
     allowed = {Path(META), CLIENT_PATH, SERVER_PATH}
     for path in sorted(job.rglob("*")):
         relative = path.relative_to(job)
@@ -157,7 +173,8 @@ def _counts(meta: Mapping[str, Any], plan: Plan, stores: Mapping[str, Path]) -> 
     for field in ("min_responses", "clients_per_round"):
         value = getattr(plan, field)
         if value is not None and value > count:
-            yield Finding("error", f"plan.{field}", f"is {value}, but there are {count} sites: lower it or add sites")
+            there = "is 1 site" if count == 1 else f"are {count} sites"
+            yield Finding("error", f"plan.{field}", f"is {value}, but there {there}: lower it or add sites")
 
 
 def _init(job: Path, plan: Plan, init: Path | None) -> Iterator[Finding]:
@@ -225,6 +242,15 @@ def _stores(plan: Plan, stores: Mapping[str, Path]) -> Iterator[Finding]:
     if images := sorted(site for site, unit in units.items() if unit == "image"):
         text = f"{', '.join(images)}: the unit is the image, not the patient; patients are unknown there"
         yield Finding("warning", "unit", text)
+
+
+def _shared(stores: Mapping[str, Path]) -> Iterator[Finding]:
+    places: dict[Path, list[str]] = {}
+    for site, path in sorted(stores.items()):
+        places.setdefault(path.resolve(), []).append(site)
+    for sites in places.values():
+        if len(sites) > 1:
+            yield Finding("warning", "stores", f"{', '.join(sites)} have one and the same store: is a path wrong?")
 
 
 def _content(plan: Plan, store: Any, where: str) -> Iterator[Finding]:

@@ -25,6 +25,8 @@ CLIENT_PATH = Path(APP_SITES) / "config" / CLIENT_CONFIG
 SERVER_PATH = Path(APP_SERVER) / "config" / SERVER_CONFIG
 SITE_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 _NOT_SITES = {"server", "localhost"}
+_LENGTHS = ("training.local_epochs", "training.local_steps")
+"""Two ways to say how long a site trains in a round."""
 
 
 def new(
@@ -41,14 +43,15 @@ def new(
     """
     if out.exists():
         raise JobError([Finding("error", str(out), "exists already: choose another folder, nothing was overwritten")])
+    if not (template / CLIENT_PATH).exists():
+        raise JobError([Finding("error", str(template), "is no template: name one from jobs/, or another job")])
     client = _read(template / CLIENT_PATH)
     raw = client.get("plan")
     if not isinstance(raw, dict):
         raise JobError([Finding("error", str(template / CLIENT_PATH), "has no `plan`: is this a template from jobs/?")])
-    for setting in settings:
-        _set(raw, setting)
+    _apply(raw, settings)
     if init is not None:
-        raw["init_sha256"] = file_sha256(init)
+        raw["init_sha256"] = _model_sha256(init)
     plan = parse_plan(raw, str(template / CLIENT_PATH))
     if bad := site_name_findings(sites):
         raise JobError(bad)
@@ -106,16 +109,17 @@ def validation_findings(error: ValidationError, where: str, root: str) -> list[F
         if item["type"] == "extra_forbidden":
             text = "there is no such field: look for a misspelling, the fields are in docs/plan.md"
             shown = ""
+        elif item["type"] == "tuple_type":
+            text = """must be a JSON list, such as --set 'model.classes=["a","b"]'"""
         found.append(Finding("error", where, f"{field}: {text}{shown}"))
     return found
 
 
 def site_name_findings(sites: Sequence[str]) -> list[Finding]:
     """What is wrong with a list of site names."""
+    form = "letters, digits, '.', '_' and '-', a letter or digit first, at most 63"
     found = [
-        Finding(
-            "error", "sites", f"{s!r} is no site name: letters, digits, '.', '_' and '-', at most 63, got otherwise"
-        )
+        Finding("error", "sites", f"{s!r} is no site name: {'it is taken' if s in _NOT_SITES else form}")
         for s in sites
         if not SITE_NAME.fullmatch(s) or s in _NOT_SITES
     ]
@@ -169,6 +173,25 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
+def _model_sha256(path: Path) -> str:
+    from fedscan.training.model_file import load_model
+
+    try:
+        return load_model(path).sha256
+    except OSError as error:
+        raise JobError([Finding("error", str(path), f"cannot be read: {error.strerror}")]) from None
+    except ValueError as error:
+        raise JobError([Finding("error", str(path), f"is no model of ours: {error}")]) from None
+
+
+def _apply(raw: dict[str, Any], settings: Sequence[str]) -> None:
+    said = {setting.partition("=")[0] for setting in settings if not setting.endswith("=null")}
+    if said >= set(_LENGTHS):
+        raise JobError([Finding("error", "--set", f"{' and '.join(_LENGTHS)} exclude each other: set one")])
+    for setting in settings:
+        _set(raw, setting)
+
+
 def _set(raw: dict[str, Any], setting: str) -> None:
     name, sign, text = setting.partition("=")
     if not sign or not name:
@@ -185,7 +208,7 @@ def _set(raw: dict[str, Any], setting: str) -> None:
             raise JobError([Finding("error", f"--set {setting}", f"{part!r} is a value, not a part of the plan")])
         place = inner
     place[last] = value
-    if name in {"training.local_epochs", "training.local_steps"} and value is not None:
+    if name in _LENGTHS and value is not None:
         place["local_steps" if last == "local_epochs" else "local_epochs"] = None
     if name == "model.preset":
         place["unet"] = None

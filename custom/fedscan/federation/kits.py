@@ -93,6 +93,10 @@ def project(sites: tuple[str, ...], ports: list[int]) -> dict[str, Any]:
     }
 
 
+class ProvisionError(RuntimeError):
+    """NVFlare could not make the kits; its own last words."""
+
+
 def provision(folder: Path, sites: Mapping[str, SitePlaces], server: ServerPlaces) -> Federation:
     """Makes CA, certificates and kits below `folder` (0700), and lays our local parts over them."""
     old_umask = os.umask(0o077)
@@ -114,7 +118,7 @@ def _run_provisioner(folder: Path) -> None:
     command = [sys.executable, "-m", "nvflare.lighter.provision", "-p", str(folder / "project.yml"), "-w", str(folder)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
     if done.returncode:
-        raise RuntimeError(f"nvflare provision failed ({done.returncode}): {done.stderr.strip()[-500:]}")
+        raise ProvisionError(f"nvflare provision failed ({done.returncode}): {done.stderr.strip()[-500:]}")
 
 
 def _set_up_server(federation: Federation, places: ServerPlaces) -> None:

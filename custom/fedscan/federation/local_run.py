@@ -81,6 +81,9 @@ def run(
     findings = job_check.check(job, stores, init)
     if errors := [f for f in findings if f.level == "error"]:
         raise JobError(errors)
+    for finding in findings:
+        if finding.level == "warning":
+            listen(Progress(f"warning: {finding.where}: {finding.text}"))
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     out.chmod(0o700)  # it may have been there, empty and open to all
     with _locked(out):
@@ -162,7 +165,10 @@ def _attempt(out: Path, run_file: RunFile, plan: Plan, listen: Listener) -> Path
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         sites[site] = SitePlaces(store=store, state=state, threads=run_file.threads)
     server = ServerPlaces(run_folder=str(absolute), shelf=absolute / "shelf")
-    federation = kits.provision(folder.resolve(), sites, server)
+    try:
+        federation = kits.provision(folder.resolve(), sites, server)
+    except kits.ProvisionError as error:
+        raise RunError(_advice(out, str(error))) from error
     try:
         _start_and_watch(out, federation, plan, listen)
     finally:

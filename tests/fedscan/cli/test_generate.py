@@ -55,6 +55,9 @@ def test_errors_are_one_line_and_status_1(model: Path, tmp_path: Path) -> None:
     assert code == 1
     assert "the model's classes are a, b" in output
     assert _run(tmp_path / "absent", "--out", tmp_path / "out")[0] == 1
+    code, output = _run(model.parent, "--out", tmp_path / "out")
+    assert code == 1
+    assert "is a folder: name the model file" in output
     (tmp_path / "broken").write_bytes(b"no model")
     code, output = _run(tmp_path / "broken", "--out", tmp_path / "out")
     assert code == 1

@@ -9,13 +9,17 @@ import pkgutil
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fedscan.federation.job as job_package
+from ctslices.store import write_store
 from fedscan.federation import job_check, job_folder
 from fedscan.federation.findings import JobError
 from fedscan.federation.job_folder import CLIENT_PATH, META, SERVER_PATH
-from fedscan.plan import Submission
+from fedscan.plan import Plan, Submission
+from fedscan.training.model_file import save_model
+from fedscan.training.weights import initial_weights
 
 
 @pytest.fixture
@@ -166,11 +170,53 @@ def test_no_job_ships_code(repository: Path) -> None:
 def test_init_is_remembered_beside_the_job_and_checked(template: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.safetensors"
     model.write_bytes(b"not a model")
+    with pytest.raises(JobError, match="is no model of ours"):
+        job_folder.new(template, tmp_path / "job", init=model)
+    assert not (tmp_path / "job").exists()
+    with pytest.raises(JobError, match="cannot be read"):
+        job_folder.new(template, tmp_path / "job", init=tmp_path / "absent")
+    source = Plan()
+    save_model(model, initial_weights(source), source, {})
     plan = job_folder.new(template, tmp_path / "job", init=model)
     assert plan.init_sha256 == job_folder.file_sha256(model)
     assert job_folder.remembered_init(tmp_path / "job") == model.resolve()
-    assert any("is no model of ours" in text for text in errors(tmp_path / "job"))
+    assert errors(tmp_path / "job") == []
     model.write_bytes(b"another")
     assert any("the plan starts from" in text for text in errors(tmp_path / "job"))
     shutil.move(model, tmp_path / "gone")
     assert any("cannot be read" in text for text in errors(tmp_path / "job"))
+
+
+def test_another_thing_than_a_job_is_one_finding(template: Path, tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "scan.dcm").write_bytes(b"")
+    for folder, text in (
+        (tmp_path / "absent", "no folder that is there"),
+        (tmp_path / "export", "is no job"),
+        (template, "is a template"),
+    ):
+        [found] = errors(folder)
+        assert text in found
+        assert "job new" in found
+    with pytest.raises(JobError, match="is no template"):
+        job_folder.new(tmp_path / "absent", tmp_path / "job")
+
+
+def test_one_store_under_two_names_is_a_warning(job: Path, tmp_path: Path) -> None:
+    write_store(tmp_path / "store", np.zeros((2, 64, 64), np.int16), np.arange(2), splits=["train", "train"])
+    stores = {"a": tmp_path / "store", "b": tmp_path / "job" / ".." / "store"}
+    found = [f for f in job_check.check(job, stores) if f.level != "note"]
+    assert [(f.level, f.where) for f in found] == [("warning", "stores")]
+    assert "a, b have one and the same store" in found[0].text
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (["training.local_steps=3", "training.local_epochs=2"], "exclude each other"),
+        (["model.classes=a,b"], "must be a JSON list"),
+    ],
+)
+def test_settings_that_cannot_be_meant(template: Path, tmp_path: Path, settings: list[str], text: str) -> None:
+    with pytest.raises(JobError, match=text):
+        job_folder.new(template, tmp_path / "job", settings)
