@@ -33,6 +33,7 @@ from fedscan.evaluation.features import FeatureExtractor, extract
 from fedscan.evaluation.frechet import fd_lite112
 from fedscan.plan import Plan
 from fedscan.training import in_process
+from fedscan.training.checkpoints import Checkpoint
 from fedscan.training.weights import Weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,8 +105,8 @@ def calibrated(case: Case, sites: dict[str, Path], cpu_hours: float, work: Path)
     return Plan.model_validate_json(chosen.read_text())
 
 
-def train(plan: Plan, sites: dict[str, Path], work: Path) -> tuple[Weights, float, list[float]]:
-    """EMA weights, CPU seconds of this call and losses by round; goes on from its checkpoints."""
+def train(plan: Plan, sites: dict[str, Path], work: Path, until_round: int | None) -> tuple[Checkpoint, list[float]]:
+    """The state reached and the losses of this call's rounds; goes on from its checkpoints."""
     started = time.process_time()
     losses: list[float] = []
 
@@ -115,8 +116,7 @@ def train(plan: Plan, sites: dict[str, Path], work: Path) -> tuple[Weights, floa
             spent = time.process_time() - started
             print(f"round {report.round_number + 1}/{plan.rounds} loss {report.loss:.4f} {spent:.0f} CPU s", flush=True)
 
-    outcome = in_process.run(plan, sites, work / "run", on_round=say)
-    return outcome.weights, time.process_time() - started, losses
+    return in_process.run(plan, sites, work / "run", on_round=say, until_round=until_round).state, losses
 
 
 def draw(plan: Plan, weights: Weights, count: int, class_shares: list[float]) -> torch.Tensor:
@@ -172,16 +172,17 @@ def main() -> None:
     parser.add_argument("case", choices=sorted(CASES))
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--cpu-hours", type=float, default=1.0)
+    parser.add_argument("--measure", action="store_true", help="train no more: measure the newest checkpoint")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     case, work = CASES[arguments.case], arguments.work / arguments.case
     work.mkdir(parents=True, exist_ok=True)
     whole, sites = stores(case, work)
     plan = calibrated(case, sites, arguments.cpu_hours, work)
-    weights, seconds, losses = train(plan, sites, work)
+    state, losses = train(plan, sites, work, 0 if arguments.measure else None)
     train_labels = whole.label[whole.indices("train")]
     class_shares = [float(np.mean(train_labels == whole.labels.index(c))) for c in plan.model.classes]
-    slices = draw(plan, weights, case.samples, class_shares)
+    slices = draw(plan, state.ema, case.samples, class_shares)
     np.save(work / "slices.npy", slices.numpy())
     results = {
         "command": f"python benchmarks/real_ct.py {arguments.case} --work WORK --cpu-hours {arguments.cpu_hours:g}",
@@ -189,10 +190,8 @@ def main() -> None:
         "sites": {name: len(SliceStore.open(path).indices("train")) for name, path in sites.items()},
         "plan": json.loads(plan.canonical_json()),
         "plan_digest": plan.digest,
-        "gradient steps in all": plan.rounds
-        * (plan.clients_per_round or len(sites))
-        * (plan.training.local_steps or 0),
-        "training CPU seconds in this call": round(seconds),
+        "rounds done": f"{state.rounds_done} of {plan.rounds}, which would be {arguments.cpu_hours:g} CPU hours",
+        "gradient steps": state.rounds_done * (plan.clients_per_round or len(sites)) * (plan.training.local_steps or 0),
         "loss, first and last rounds of this call": [losses[:3], losses[-3:]],
         "samples": case.samples,
         "figures": measure(whole, plan, slices),
