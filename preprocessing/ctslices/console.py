@@ -40,7 +40,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]])
     """The title as a line of its own: rich wraps a table's title to the table's width."""
     table = Table()
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", min_width=len(column))
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     return Group(Text(f"\n{title}"), table)

@@ -178,7 +178,8 @@ def _stores(site: list[str] | None) -> dict[str, Path]:
 
 def _disk(error: OSError) -> str:
     what = error.strerror or type(error).__name__
-    return f"the run's folder: {what}{f' ({error.filename})' if error.filename else ''}: mend that, then `job resume`"
+    where = f" ({error.filename})" if error.filename else ""
+    return f"the run's folder: {what}{where}: mend that, and go on with `job resume` if it had begun"
 
 
 def _listener() -> Listener:
