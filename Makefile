@@ -40,7 +40,8 @@ demo: $(STAMP) ## three hospitals, one model, 64 synthetic slices, one report (8
 	$(BIN)/fedscan demo --out demo
 
 lock: $(STAMP) ## renew requirements.lock from pyproject.toml
-	$(BIN)/pip-compile --quiet --extra dev --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --unsafe-package torch -o requirements.lock pyproject.toml
+	@echo "torch==$(TORCH)" > $(VENV)/torch.txt # else the newest CUDA build's own packages would come into the lock
+	$(BIN)/pip-compile --quiet --extra dev --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --unsafe-package torch -c $(VENV)/torch.txt -o requirements.lock pyproject.toml
 
 sbom: $(STAMP) ## sbom.json: every installed package, CycloneDX
 	$(BIN)/cyclonedx-py environment $(VENV) --of JSON -o sbom.json
