@@ -9,36 +9,22 @@ import secrets
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from fedscan.plan_form import Float, Part, as_tuple
+from fedscan.privacy_plan import PrivacyPlan
 
 Preset = Literal["tiny", "small", "medium"]
 Window = Literal["full", "lung", "mediastinum", "bone"]
 
 
-def _as_tuple(value: object) -> object:
-    """JSON knows no tuples; strict mode would refuse its lists."""
-    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value
-
-
-def _int_as_float(value: object) -> object:
-    """JSON writes 1.0 as 1 in many tools; the canonical form writes it as 1.0 again."""
-    return float(value) if type(value) is int else value
-
-
-Float = Annotated[float, BeforeValidator(_int_as_float)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
-
-
-class UNet(_Part):
+class UNet(Part):
     """Arguments of MONAI's DiffusionModelUNet (2-D). See monai.networks.nets.DiffusionModelUNet."""
 
-    channels: Annotated[tuple[int, ...], BeforeValidator(_as_tuple)] = Field(
+    channels: Annotated[tuple[int, ...], BeforeValidator(as_tuple)] = Field(
         min_length=2, max_length=6, description="features at each level; multiples of norm_num_groups"
     )
-    attention_levels: Annotated[tuple[bool, ...], BeforeValidator(_as_tuple)] = Field(
+    attention_levels: Annotated[tuple[bool, ...], BeforeValidator(as_tuple)] = Field(
         description="self-attention at each level (the middle block always has it)"
     )
     num_res_blocks: int = Field(default=1, ge=1, le=4, description="residual blocks a level")
@@ -83,7 +69,7 @@ PRESETS: dict[Preset, UNet] = {
 """0.27, 1.11 and 10.9 million parameters."""
 
 
-class ModelPlan(_Part):
+class ModelPlan(Part):
     """The network: a preset, or MONAI's arguments in full; what it draws."""
 
     preset: Preset | None = Field(default="small", description="tiny, small or medium; null with `unet` of your own")
@@ -92,7 +78,7 @@ class ModelPlan(_Part):
         default=2, description="space-to-depth: the net sees fold x fold pixels as channels of a smaller picture"
     )
     size: int = Field(default=64, ge=16, le=512, description="side of a slice in pixels; must match the stores")
-    classes: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+    classes: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
         default=(), description="label names, in order; empty: the model is unconditional"
     )
     class_dropout: Float = Field(
@@ -130,7 +116,7 @@ class ModelPlan(_Part):
         return self.unet
 
 
-class DiffusionPlan(_Part):
+class DiffusionPlan(Part):
     """The process: noise schedule, what the network predicts, how the loss weighs the steps."""
 
     schedule: Literal["cosine", "linear_beta", "scaled_linear_beta", "sigmoid_beta"] = Field(
@@ -159,7 +145,7 @@ class DiffusionPlan(_Part):
         return self
 
 
-class TrainingPlan(_Part):
+class TrainingPlan(Part):
     """Local training at a site: one round's work and its optimiser."""
 
     local_epochs: int | None = Field(
@@ -204,7 +190,7 @@ class TrainingPlan(_Part):
         return self
 
 
-class EmaPlan(_Part):
+class EmaPlan(Part):
     """Exponential moving average of the global model over rounds, at the server; it is what samples are drawn from."""
 
     half_life_rounds: Float = Field(
@@ -212,14 +198,14 @@ class EmaPlan(_Part):
     )
 
 
-class Plan(_Part):
+class Plan(Part):
     """All that decides a run, and nothing else. Frozen, strict; unknown fields and infinities are refused.
 
     Source of the identity: SHA-256 of the canonical JSON (`digest`). A new defaulted field changes every digest, so
     `plan_version` rises with it.
     """
 
-    plan_version: Literal[1] = Field(default=1, description="version of this form")
+    plan_version: Literal[2] = Field(default=2, description="version of this form")
     name: str = Field(
         default="ct-fedavg",
         min_length=1,
@@ -242,8 +228,12 @@ class Plan(_Part):
     tries_per_round: int = Field(
         default=3, ge=1, le=100, description="a round with too few answers is repeated so often"
     )
-    weighting: Literal["examples", "patients", "uniform"] = Field(
-        default="examples", description="weight of a site's update: its slices, its patients, or 1"
+    weighting: Literal["examples", "patients", "uniform", "declared"] = Field(
+        default="examples",
+        description="weight of a site's update: its slices, its patients, 1, or (under DP) its declared patients",
+    )
+    privacy: PrivacyPlan | None = Field(
+        default=None, description="patient-level differential privacy; null: off (a new site's policy refuses that)"
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="reaches everything but privacy")
     init_sha256: str | None = Field(
@@ -264,7 +254,33 @@ class Plan(_Part):
                 f"min_responses={self.min_responses} can never come from clients_per_round={self.clients_per_round} "
                 "sites: lower min_responses or ask more sites"
             )
+        if self.privacy is None:
+            if self.weighting == "declared":
+                raise ValueError("weighting 'declared' needs privacy.sites: use examples, patients or uniform")
+        else:
+            self._consistent_under_dp(self.privacy)
         return self
+
+    def _consistent_under_dp(self, privacy: PrivacyPlan) -> None:
+        if self.training.local_steps is None:
+            raise ValueError(
+                "under privacy a round is counted in training.local_steps: passes (local_epochs) would tell the "
+                "number of slices; set training.local_steps"
+            )
+        if self.weighting not in ("uniform", "declared"):
+            raise ValueError(
+                f"weighting {self.weighting!r} would tell a count of the data: under privacy use uniform or declared"
+            )
+        if self.init_sha256 is None and not privacy.from_scratch:
+            raise ValueError(
+                "DP training from scratch gives hardly a picture (docs/privacy.md): start from a public model "
+                "(`--init`), or force it with privacy.from_scratch=true"
+            )
+        if privacy.answer_after_s >= self.round_timeout_s:
+            raise ValueError(
+                f"privacy.answer_after_s={privacy.answer_after_s:g} must be less than "
+                f"round_timeout_s={self.round_timeout_s:g}: an answer would always be late"
+            )
 
     def canonical_json(self) -> str:
         """One form for one plan: sorted keys, no spaces, every field present."""
@@ -276,7 +292,7 @@ class Plan(_Part):
         return hashlib.sha256(self.canonical_json().encode()).hexdigest()
 
 
-class Submission(_Part):
+class Submission(Part):
     """One sending of a plan, outside the digest. `run_id` is carried over by resume; the nonce never is."""
 
     run_id: str = Field(pattern=r"^[0-9a-f]{32}$", description="identity of the run; NVFlare's job id is another")

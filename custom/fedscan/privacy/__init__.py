@@ -1,0 +1,1 @@
+"""Patient-level differential privacy: gradients, mechanism, accounting, ledger, policy. Knows no NVFlare and no CT."""
