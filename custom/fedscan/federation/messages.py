@@ -7,6 +7,8 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 TASK_TRAIN = "train"
+REFUSED_BY_POLICY = "refused by policy"
+"""All that a server learns of a refusal under a site's policy: the reasons stay at the site."""
 META_KEY = "fedscan"
 """The one key of a DXO's meta that holds our record; everything else is NVFlare's."""
 MOST = 10**12
@@ -26,10 +28,21 @@ class _Message(BaseModel):
     model_digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the global weights of this round")
 
 
+class LedgerHead(BaseModel):
+    """How many entries a site's ledger has, and the keyed hash of the last: it travels with each private answer, and
+    comes back with each task, so that an older copy of the ledger is noticed."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    count: int = Field(ge=0, le=MOST)
+    mac: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
 class Task(_Message):
     """Server to site: train this model."""
 
     deadline_s: float = Field(gt=0, description="seconds from receipt in which an answer is of use")
+    ledger: LedgerHead | None = Field(default=None, description="the last that this server recorded from this site")
 
 
 class Answer(_Message):
@@ -45,22 +58,35 @@ class Answer(_Message):
     field_mm: float | None = Field(gt=0, description="side of the site's slices; null for pictures")
 
 
+class PrivateAnswer(_Message):
+    """Site to server under differential privacy: no field depends on data but the ledger's head, which no patient
+    changes."""
+
+    weight: float = Field(gt=0, le=MOST, description="the plan's public weight of this site")
+    ledger: LedgerHead = Field(description="of the entry that paid for this answer")
+
+
 _M = TypeVar("_M", bound=_Message)
 
 
 def parse_task(meta: object) -> Task:
     """The task record in a DXO's meta. Raises MessageError."""
-    return _parse(Task, meta)
+    return _parse(Task, meta, "task")
 
 
 def parse_answer(meta: object) -> Answer:
     """The answer record in a DXO's meta. Raises MessageError."""
-    return _parse(Answer, meta)
+    return _parse(Answer, meta, "answer")
 
 
-def _parse(kind: type[_M], meta: object) -> _M:
+def parse_private_answer(meta: object) -> PrivateAnswer:
+    """The answer record of a private plan. Raises MessageError."""
+    return _parse(PrivateAnswer, meta, "answer")
+
+
+def _parse(kind: type[_M], meta: object, what: str) -> _M:
     try:
         return kind.model_validate(meta)
     except ValidationError as error:
         fields = sorted({".".join(str(part) for part in item["loc"]) or "(all)" for item in error.errors()})
-        raise MessageError(f"{kind.__name__.lower()} record is malformed in: {', '.join(fields)[:200]}") from None
+        raise MessageError(f"{what} record is malformed in: {', '.join(fields)[:200]}") from None

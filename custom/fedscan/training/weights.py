@@ -109,6 +109,16 @@ def contribution_weight(plan: Plan, examples: int, patients: int) -> float:
     return {"examples": float(examples), "patients": float(patients), "uniform": 1.0}[plan.weighting]
 
 
+def public_weight(plan: Plan, site: str) -> float:
+    """What a private plan's `weighting` gives a site: 1, or its declared patients. Nothing of it follows from data.
+
+    Raises ValueError for a plan without privacy, or one that names no sampling for the site.
+    """
+    if plan.privacy is None or site not in plan.privacy.sites:
+        raise ValueError("the plan's privacy.sites does not name this site: it has no public weight")
+    return plan.privacy.sites[site].declared_patients if plan.weighting == "declared" else 1.0
+
+
 def shares(raw: Mapping[str, float]) -> dict[str, float]:
     """Each site's weight over the sum of all (summed exactly), sorted by site name."""
     _check_total(total := math.fsum(raw.values()), len(raw))
