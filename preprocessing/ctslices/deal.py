@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ctslices.files import write_whole
-from ctslices.manifest import SHARD_SLICES, Manifest, ShardRecord
-from ctslices.shards import Columns, in_a_store, shard_name, write_shard
-from ctslices.store import MANIFEST, SliceStore, manifest_bytes, value_range
+from ctslices.shards import in_a_store
+from ctslices.store import SliceStore
+from ctslices.subset import write_subset
 
 
 class DealError(ValueError):
@@ -37,7 +36,14 @@ def deal(store: SliceStore, out: Path, sites: int, seed: int = 0) -> list[Path]:
     try:
         for site, path in enumerate(paths):
             path.mkdir(mode=0o700, parents=True)
-            _write(store, np.flatnonzero(owner == site), path)
+            write_subset(
+                store,
+                np.flatnonzero(owner == site),
+                path,
+                dropped_by_region={},
+                rejected={},
+                notes=(*store.manifest.notes, "dealt out of a larger store for a study"),
+            )
     except BaseException:
         for path in paths:
             shutil.rmtree(path, ignore_errors=True)
@@ -60,41 +66,3 @@ def _owners(store: SliceStore, sites: int, seed: int) -> NDArray[np.int64]:
             owner[group] = (next_site + np.arange(len(group))) % sites
             next_site = (next_site + len(group)) % sites
     return owner
-
-
-def _write(store: SliceStore, patients: NDArray[np.int64], path: Path) -> None:
-    chosen = np.flatnonzero(np.isin(store.patient, patients))
-    series = np.unique(store.series[chosen])
-    new_patient = np.full(len(store.manifest.patients), -1, np.int32)
-    new_patient[patients] = np.arange(len(patients))
-    new_series = np.full(len(store.manifest.series), -1, np.int32)
-    new_series[series] = np.arange(len(series))
-    shards = []
-    for number, start in enumerate(range(0, len(chosen), SHARD_SLICES)):
-        part = chosen[start : start + SHARD_SLICES]
-        columns = Columns(
-            patient=new_patient[store.patient[part]],
-            series=new_series[store.series[part]],
-            position_mm=store.position_mm[part],
-            label=store.label[part],
-        )
-        digest = write_shard(path / shard_name(number), store.size, columns, [store.hu[part]])
-        shards.append(ShardRecord(file=shard_name(number), slices=len(part), sha256=digest))
-    whole = store.manifest
-    manifest = whole.model_copy(
-        update={
-            "slices": len(chosen),
-            "value_range": value_range([store.hu[chosen]]),
-            "patients": tuple(whole.patients[p] for p in patients),
-            "series": tuple(
-                whole.series[s].model_copy(update={"patient": int(new_patient[whole.series[s].patient])})
-                for s in series
-            ),
-            "shards": tuple(shards),
-            "dropped_by_region": {},
-            "rejected": {},
-            "notes": (*whole.notes, "dealt out of a larger store for a study"),
-        }
-    )
-    # The manifest comes last: without it a folder is no store.
-    write_whole(path / MANIFEST, manifest_bytes(Manifest.model_validate(manifest.model_dump())), mode=0o600)

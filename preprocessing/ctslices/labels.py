@@ -92,19 +92,19 @@ def label_of(table: Table, patient: str | None, series: str, file: str) -> str |
     return next((label for label in found if label is not None), None)
 
 
-def read_ids(path: Path) -> Table:
-    """ids.txt: PatientIDs as in the export, one a line; empty lines are skipped."""
+def read_ids(path: Path, name: str = "--exclude") -> Table:
+    """ids.txt: PatientIDs as in the export, one a line; empty lines are skipped. `name`: the option in messages."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise TableError("--exclude: the file is not there") from None
+        raise TableError(f"{name}: the file is not there") from None
     except UnicodeDecodeError:
-        raise TableError("--exclude: got bytes that are not UTF-8; save it as UTF-8") from None
+        raise TableError(f"{name}: got bytes that are not UTF-8; save it as UTF-8") from None
     rows: dict[str, tuple[int, str]] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip():
             rows.setdefault(one_form(line.strip()), (number, ""))
-    return Table("--exclude", rows)
+    return Table(name, rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,7 @@ def test_a_deal_that_fails_leaves_no_store(store: SliceStore, tmp_path: Path, mo
             raise OSError(28, "No space left on device")
         path.write_bytes(b"x")
 
-    monkeypatch.setattr("ctslices.deal.write_whole", full_disk)
+    monkeypatch.setattr("ctslices.subset.write_whole", full_disk)
     with pytest.raises(OSError, match="No space left"):
         deal(store, tmp_path / "sites", 4)
     assert len(written) == 3
