@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,10 +32,12 @@ class TrainingSet:
     label: torch.Tensor | None
     """int64 [n], index into the plan's classes, -1 where a slice has none; None where the plan has no classes."""
     patient: NDArray[np.int32]
-    """int32 [n], the store's patient numbers (unit `image`: each slice its own)."""
+    """int32 [n], numbers from 0 without gaps in the order of the store (unit `image`: each slice its own)."""
     unit: Literal["patient", "image"]
     field_mm: float | None = None
     """Side of a slice; None for pictures, which have no scale."""
+    pseudonyms: tuple[str, ...] = ()
+    """Of each patient by its number; what a patient's draws under DP are keyed by. They never leave the site."""
 
     @classmethod
     def from_store(cls, store: SliceStore, plan: Plan) -> TrainingSet:
@@ -47,14 +50,17 @@ class TrainingSet:
         chosen = store.indices("train")
         if not len(chosen):
             raise DataError(f"the store has no slice to train on ({len(store)} in all): prepare more patients")
-        patient = store.patient[chosen] if store.unit == "patient" else np.arange(len(chosen), dtype=np.int32)
+        hu = store.hu[chosen]
+        unit = _unit(store, plan)
+        patient, pseudonyms = _patients(store, chosen) if unit == "patient" else _images(store, chosen, hu)
         return cls(
-            hu=store.hu[chosen],
+            hu=hu,
             window=_window(store, plan),
             label=_labels(store, chosen, plan.model.classes),
             patient=patient,
-            unit=store.unit,
+            unit=unit,
             field_mm=store.manifest.field_mm,
+            pseudonyms=pseudonyms,
         )
 
     def __len__(self) -> int:
@@ -79,6 +85,36 @@ class TrainingSet:
         """Slices float32 [b, 1, s, s] in [-1, 1] and labels int64 [b] (-1: none) or None, at `indices` int64 [b]."""
         slices = torch.from_numpy(to_unit(self.hu[indices.numpy()], self.window)[:, None])
         return slices, None if self.label is None else self.label[indices]
+
+
+def _unit(store: SliceStore, plan: Plan) -> Literal["patient", "image"]:
+    """What is one patient here: the plan's unit of privacy where it has one, else the store's."""
+    if plan.privacy is None:
+        return store.unit
+    if plan.privacy.unit == "patient" and store.unit == "image":
+        raise DataError(
+            "unit: the store knows no patients (unit 'image'), the plan protects patients: prepare it with a table of "
+            "patients, or set privacy.unit to 'image', which protects a single image and no person"
+        )
+    return plan.privacy.unit
+
+
+def _patients(store: SliceStore, chosen: NDArray[np.int64]) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+    numbers, patient = np.unique(store.patient[chosen], return_inverse=True)
+    return patient.astype(np.int32), tuple(store.manifest.patients[number].id for number in numbers)
+
+
+def _images(
+    store: SliceStore, chosen: NDArray[np.int64], hu: NDArray[np.int16]
+) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+    """Each slice by its content: its place among the others would change when one of them is removed."""
+    series = [store.manifest.series[number].id for number in store.series[chosen]]
+    label = [store.labels[number] if number >= 0 else "" for number in store.label[chosen].tolist()]
+    names = tuple(
+        hashlib.sha256(f"{one} {name} ".encode() + pixels.tobytes()).hexdigest()[:32]
+        for one, name, pixels in zip(series, label, hu, strict=True)
+    )
+    return np.arange(len(chosen), dtype=np.int32), names
 
 
 def _window(store: SliceStore, plan: Plan) -> str:

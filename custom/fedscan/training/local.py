@@ -1,4 +1,4 @@
-"""One round of local training at a site: from global weights to an update. The one way to train, everywhere."""
+"""One round of local training at a site without privacy: from global weights to an update."""
 
 from __future__ import annotations
 
@@ -9,18 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from fedscan.diffusion.network import build_network, resolve_precision
-from fedscan.diffusion.process import loss_per_slice
-from fedscan.diffusion.schedule import Schedule
 from fedscan.plan import Plan
 from fedscan.training.data import NO_LABEL, TrainingSet
 from fedscan.training.optimiser import OptimiserState, build_optimiser, learning_rate, state_of
+from fedscan.training.round_trainer import RoundTrainer, TrainingError
 from fedscan.training.seeds import derived_generator
-from fedscan.training.weights import Weights, check_update
-
-
-class TrainingError(RuntimeError):
-    """Training that cannot go on. The text holds nothing about data."""
+from fedscan.training.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,7 @@ class _Losses:
         return tuple(total / slices for total, slices in zip(self.sums, self.slices, strict=True))
 
 
-class LocalTrainer:
+class LocalTrainer(RoundTrainer):
     """Trains rounds of one plan on one site's slices. Keeps the network and nothing else from round to round.
 
     A round follows from (plan, data, site, round number, global weights, optimiser state) alone: on one machine with
@@ -80,16 +74,12 @@ class LocalTrainer:
     """
 
     def __init__(self, plan: Plan, data: TrainingSet, site: str, device: torch.device | str = "cpu") -> None:
-        self.plan = plan
-        self.data = data
-        self.site = site
-        self.device = torch.device(device)
-        self.precision = resolve_precision(plan.training.precision, self.device)
-        self.schedule = Schedule.from_plan(plan.diffusion)
-        self.network = build_network(plan.model, torch.Generator()).to(self.device)
+        """Raises TrainingError for a private plan: that is `private_round`'s."""
+        if plan.privacy is not None:
+            raise TrainingError("the plan is private: it is never trained without privacy (use PrivateTrainer)")
+        super().__init__(plan, data, site, device)
         if self.precision == "fp32" and plan.model.fold > 1 and self.device.type == "cpu":
             _lay_out_channels_last(self.network)  # gains 5 to 9 % just there, else it costs (docs/results/training.md)
-        self.parameters: dict[str, nn.Parameter] = dict(self.network.named_parameters())
 
     def round(
         self,
@@ -155,17 +145,8 @@ class LocalTrainer:
         noise = torch.randn(x0.shape, generator=generator)
         if labels is not None:
             hidden = torch.rand(len(labels), generator=generator) < self.plan.model.class_dropout
-            labels = torch.where(hidden | (labels == NO_LABEL), self.network.no_label, labels).to(self.device)
-        losses = loss_per_slice(
-            self.network,
-            self.schedule,
-            self.plan.diffusion,
-            x0.to(self.device),
-            t.to(self.device),
-            noise.to(self.device),
-            labels,
-            precision=self.precision,
-        )
+            labels = torch.where(hidden | (labels == NO_LABEL), self.network.no_label, labels)
+        losses = self.losses(self.network, x0, t, noise, labels)
         optimiser.zero_grad(set_to_none=True)
         losses.mean().backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.plan.training.gradient_clip_norm)
@@ -177,18 +158,6 @@ class LocalTrainer:
             )
         optimiser.step()
         return loss_sum
-
-    def _load(self, weights: Weights) -> None:
-        reference = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        if reasons := check_update(weights, reference):
-            raise TrainingError(f"the global weights do not fit the plan's network: {'; '.join(reasons)}")
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(weights[name])
-
-    def _difference(self, weights: Weights) -> Weights:
-        with torch.no_grad():
-            return {name: (p.detach().cpu() - weights[name]).contiguous() for name, p in self.parameters.items()}
 
 
 def _lay_out_channels_last(network: nn.Module) -> None:

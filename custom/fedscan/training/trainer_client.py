@@ -18,7 +18,18 @@ from typing import IO, Literal
 
 from fedscan.plan import Plan
 from fedscan.training import trainer_protocol as protocol
-from fedscan.training.trainer_protocol import Done, Progress, ProtocolError, Refused, Start, Train
+from fedscan.training.trainer_protocol import (
+    Done,
+    Finished,
+    PrivateDone,
+    PrivateProgress,
+    Progress,
+    ProtocolError,
+    Refused,
+    Said,
+    Start,
+    Train,
+)
 
 LOOK_EVERY_S = 0.2
 STOP_GRACE_S = 2.0
@@ -73,6 +84,20 @@ class Answer:
     """Round whose optimiser state this one went on from; None: a fresh optimiser."""
 
 
+@dataclass(frozen=True)
+class PrivateAnswer:
+    """What a round under DP came to. Beside the update nothing follows from data."""
+
+    update_path: Path
+    """safetensors, mode 0600: float32, local minus global, noise and all."""
+    charge: int
+    """The ledger's entry that paid for it."""
+    unit: Literal["patient", "image"]
+    steps: int
+    from_round: int | None
+    """Round whose optimiser state this one went on from; None: a fresh optimiser."""
+
+
 @dataclass
 class _Running:
     process: subprocess.Popen[bytes]
@@ -88,15 +113,26 @@ class Trainer:
     """
 
     def __init__(
-        self, store: Path, state_folder: Path, plan: Plan, site: str, run_id: str, threads: int | None = None
+        self,
+        store: Path,
+        state_folder: Path,
+        plan: Plan,
+        site: str,
+        run_id: str,
+        threads: int | None = None,
+        reproducible_noise_seed: int | None = None,
     ) -> None:
-        """`state_folder` (0700) is the run's own at this site; None for `threads`: 1."""
+        """`state_folder` (0700) is the run's own at this site; None for `threads`: 1.
+
+        `reproducible_noise_seed` is for a site whose policy allows noise that protects nobody; None: secure noise.
+        """
         self._store = store
         self._folder = state_folder
         self._plan = plan
         self._site = site
         self._run_id = run_id
         self._threads = threads or 1
+        self._noise_seed = reproducible_noise_seed
         self._child: _Running | None = None
 
     @property
@@ -120,6 +156,7 @@ class Trainer:
                 site=self._site,
                 run_id=self._run_id,
                 threads=self._threads,
+                reproducible_noise_seed=self._noise_seed,
             )
         )
 
@@ -132,21 +169,47 @@ class Trainer:
         abort: Callable[[], bool],
         progress: Callable[[Progress], None] | None = None,
     ) -> Answer:
-        """Trains one round from the weights in `weights_path`; its update is then whole in `out_path`.
+        """Trains one round without privacy from the weights in `weights_path`; its update is then whole in `out_path`.
 
         `deadline_s` counts from now and includes the child's start. Deadline, `abort` and the child's life are looked
         at five times a second; `progress` is told about once a second how far the round is. Raises TrainerRefused
         (child stays), TrainerDied, TrainerTimeout, TrainerAborted (child is gone; the next call starts another).
         """
-        until = time.monotonic() + deadline_s
-        self.start()
-        self._say(Train(round_number=round_number, weights=weights_path.absolute(), out=out_path.absolute()))
-        try:
-            done = self._wait(until, abort, round_number, progress)
-        except (TrainerDied, TrainerTimeout, TrainerAborted):
-            self.stop(grace_s=0.0)
-            raise
+        order = Train(round_number=round_number, weights=weights_path.absolute(), out=out_path.absolute())
+
+        def heard(reply: Said) -> None:
+            if progress is not None and isinstance(reply, Progress):
+                progress(reply)
+
+        done = self._round(order, deadline_s, abort, heard)
+        assert isinstance(done, Done)  # _judge takes no other from a plan without privacy
         return Answer(update_path=out_path, **done.model_dump(exclude={"kind", "round_number"}))
+
+    def train_private(
+        self,
+        round_number: int,
+        weights_path: Path,
+        out_path: Path,
+        deadline_s: float,
+        abort: Callable[[], bool],
+        charge: int,
+        progress: Callable[[PrivateProgress], None] | None = None,
+    ) -> PrivateAnswer:
+        """As `train`, under DP. `charge` is the number of the ledger's entry that pays for this training; the child
+        refuses one that is not higher than all before. A training that was begun is paid for, whatever came of it:
+        the next call needs another charge. Under DP a refusal's text tells no reason: that is in the child's log.
+        """
+        order = Train(
+            round_number=round_number, weights=weights_path.absolute(), out=out_path.absolute(), charge=charge
+        )
+
+        def heard(reply: Said) -> None:
+            if progress is not None and isinstance(reply, PrivateProgress):
+                progress(reply)
+
+        done = self._round(order, deadline_s, abort, heard)
+        assert isinstance(done, PrivateDone)  # _judge takes no other from a private plan
+        return PrivateAnswer(update_path=out_path, **done.model_dump(exclude={"kind", "round_number"}))
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """Ends the child: first by closing its input, after `grace_s` by SIGKILL. Harmless where there is none."""
@@ -189,14 +252,20 @@ class Trainer:
             self.stop(grace_s=0.0)
             raise error from None
 
-    def _wait(
-        self,
-        until: float,
-        abort: Callable[[], bool],
-        round_number: int,
-        progress: Callable[[Progress], None] | None,
-    ) -> Done:
-        child = self._living()
+    def _round(
+        self, order: Train, deadline_s: float, abort: Callable[[], bool], heard: Callable[[Said], None]
+    ) -> Finished:
+        until = time.monotonic() + deadline_s
+        self.start()
+        self._say(order)
+        try:
+            return self._wait(until, abort, order, heard)
+        except (TrainerDied, TrainerTimeout, TrainerAborted):
+            self.stop(grace_s=0.0)
+            raise
+
+    def _wait(self, until: float, abort: Callable[[], bool], order: Train, heard: Callable[[Said], None]) -> Finished:
+        child, round_number = self._living(), order.round_number
         with selectors.DefaultSelector() as selector:
             selector.register(child.stdout, selectors.EVENT_READ)
             while True:
@@ -206,11 +275,10 @@ class Trainer:
                     raise TrainerTimeout(f"round {round_number} was not trained within its deadline")
                 if selector.select(min(LOOK_EVERY_S, left)):
                     for line in self._lines(child):
-                        reply = _judge(line, round_number)
-                        if isinstance(reply, Done):
+                        reply = _judge(line, order, private=self._plan.privacy is not None)
+                        if isinstance(reply, Finished):
                             return reply
-                        if progress is not None:
-                            progress(reply)
+                        heard(reply)
 
     def _lines(self, child: _Running) -> list[bytes]:
         """Whole lines that have come. Raises TrainerDied at the end of the stream."""
@@ -230,15 +298,19 @@ class Trainer:
         return self._child
 
 
-def _judge(line: bytes, round_number: int) -> Done | Progress:
+def _judge(line: bytes, order: Train, private: bool) -> Finished | Said:
     try:
         reply = protocol.reply(line)
     except ProtocolError as error:
         raise TrainerDied(f"the trainer child spoke {error} and was ended") from None
     if isinstance(reply, Refused):
         raise TrainerRefused(reply.reason)
-    if isinstance(reply, Done) and reply.round_number != round_number:
-        raise TrainerDied(f"the trainer child answered round {reply.round_number}, not {round_number}")
+    if isinstance(reply, PrivateDone | PrivateProgress) is not private:
+        raise TrainerDied("the trainer child spoke as if the plan's privacy were another, and was ended")
+    if isinstance(reply, Finished) and reply.round_number != order.round_number:
+        raise TrainerDied(f"the trainer child answered round {reply.round_number}, not {order.round_number}")
+    if isinstance(reply, PrivateDone) and reply.charge != order.charge:
+        raise TrainerDied("the trainer child answered for another charge, and was ended")
     return reply
 
 

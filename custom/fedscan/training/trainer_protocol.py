@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -33,6 +33,9 @@ class Start(_Line):
     site: str
     run_id: str
     threads: int = Field(ge=1)
+    reproducible_noise_seed: int | None = None
+    """Under DP: noise that follows from this number, for a demonstration, which protects nobody; None: secure noise.
+    The site's own policy decides; never the plan."""
 
 
 class Train(_Line):
@@ -42,10 +45,13 @@ class Train(_Line):
     round_number: int = Field(ge=0)
     weights: Path
     out: Path
+    charge: int | None = Field(default=None, ge=0)
+    """Number of the ledger's entry that pays for this training. Under DP none is done without, and one entry pays
+    once; without DP there is none."""
 
 
 class Progress(_Line):
-    """Child to parent: a sign of life, about once a second."""
+    """Child to parent, without DP: a sign of life, about once a second."""
 
     kind: Literal["progress"] = "progress"
     step: int
@@ -53,8 +59,27 @@ class Progress(_Line):
     loss: float
 
 
+class PrivateProgress(_Line):
+    """Child to parent, under DP: a sign of life, about once a second. No field follows from data."""
+
+    kind: Literal["private_progress"] = "private_progress"
+    step: int
+    steps: int
+
+
+class PrivateDone(_Line):
+    """Child to parent, under DP: as `Done`. No field follows from data: they repeat the order and the plan."""
+
+    kind: Literal["private_done"] = "private_done"
+    round_number: int
+    charge: int
+    unit: Literal["patient", "image"]
+    steps: int
+    from_round: int | None
+
+
 class Done(_Line):
-    """Child to parent: the round is trained, its state saved, its update whole in the file that was asked for."""
+    """Child to parent, without DP: the round is trained, its state saved, its update whole in the file asked for."""
 
     kind: Literal["done"] = "done"
     round_number: int
@@ -75,17 +100,19 @@ class Done(_Line):
 
 
 class Refused(_Line):
-    """Child to parent: not trained, and why. The reason holds nothing about data."""
+    """Child to parent: not trained, and why. The reason holds nothing about data (under DP it is always the same)."""
 
     kind: Literal["refused"] = "refused"
     reason: str
 
 
 Request = Annotated[Start | Train, Field(discriminator="kind")]
-Reply = Annotated[Progress | Done | Refused, Field(discriminator="kind")]
+Said: TypeAlias = Progress | PrivateProgress
+Finished: TypeAlias = Done | PrivateDone
+Reply = Annotated[Said | Finished | Refused, Field(discriminator="kind")]
 _T = TypeVar("_T")
 _REQUEST: TypeAdapter[Start | Train] = TypeAdapter(Request)
-_REPLY: TypeAdapter[Progress | Done | Refused] = TypeAdapter(Reply)
+_REPLY: TypeAdapter[Said | Finished | Refused] = TypeAdapter(Reply)
 
 
 def encode(line: BaseModel) -> bytes:
@@ -98,7 +125,7 @@ def request(line: bytes) -> Start | Train:
     return _parse(_REQUEST, line)
 
 
-def reply(line: bytes) -> Progress | Done | Refused:
+def reply(line: bytes) -> Said | Finished | Refused:
     """What a child said. Raises ProtocolError."""
     return _parse(_REPLY, line)
 

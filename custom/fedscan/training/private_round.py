@@ -1,0 +1,135 @@
+"""One round of local training under DP: patients drawn, clipped and noised by the mechanism, an update and no number.
+
+Nothing that follows from data is in a result but the update and the optimiser's moments, both made of noised sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedscan.plan import Plan
+from fedscan.privacy.gradients import PatientGradients
+from fedscan.privacy.mechanism import Mechanism
+from fedscan.privacy.noise import NoiseSource
+from fedscan.privacy_plan import PrivacyPlan, SiteSampling
+from fedscan.training.data import DataError, TrainingSet
+from fedscan.training.optimiser import OptimiserState, build_optimiser, learning_rate, state_of
+from fedscan.training.patient_draws import PatientRows
+from fedscan.training.private_checks import check_independence, physical_patients
+from fedscan.training.round_trainer import RoundTrainer, TrainingError
+from fedscan.training.trainable import trainable_names
+from fedscan.training.weights import Weights
+
+
+@dataclass(frozen=True)
+class PrivateResult:
+    """What a private round came to."""
+
+    update: Weights
+    """float32 on the CPU, local minus global, every tensor of the network; zeros where the plan trains nothing."""
+    steps: int
+    """The plan's."""
+    unit: Literal["patient", "image"]
+    """The plan's."""
+    state: OptimiserState | None
+    """To go on from, made of noised sums; None where the plan makes the optimiser anew each round."""
+
+
+@dataclass(frozen=True)
+class PrivateProgress:
+    """Said after each gradient step: how far the round is."""
+
+    step: int
+    steps: int
+
+
+class PrivateTrainer(RoundTrainer):
+    """Trains private rounds of one plan on one site's patients. Keeps the network and nothing else between rounds.
+
+    What is drawn for a patient follows from the plan's seed (see `patient_draws`); which patients are drawn, and the
+    noise, from the `NoiseSource` alone.
+    """
+
+    def __init__(self, plan: Plan, data: TrainingSet, site: str, device: torch.device | str = "cpu") -> None:
+        """Raises TrainingError where the plan has no privacy or does not name the site, or where in the network one
+        patient's gradient depends on another's rows; DataError for data of another unit."""
+        self.privacy, self.sampling = _of_site(plan, site)
+        if data.unit != self.privacy.unit:
+            raise DataError(
+                f"unit: the training set is by {data.unit}, the plan protects by {self.privacy.unit}: "
+                "make it with TrainingSet.from_store and this plan"
+            )
+        super().__init__(plan, data, site, device)
+        check_independence(self.network, plan)
+        trainable = trainable_names(self.network, self.privacy.trainable)
+        self.trained = {name: parameter for name, parameter in self.parameters.items() if name in trainable}
+        self._patients = PatientRows(plan, self.privacy, data, self.network.no_label)
+        self._gradients = PatientGradients(self.network, trainable)
+        self.physical_patients = physical_patients(self.privacy, self.trained.values())
+        self.local_note = ""
+        """On the last round, for the site's own log: it counts patients."""
+
+    def round(
+        self,
+        weights: Weights,
+        round_number: int,
+        state: OptimiserState | None,
+        noise: NoiseSource,
+        progress: Callable[[PrivateProgress], None] | None = None,
+    ) -> PrivateResult:
+        """Trains from global `weights` (float32, CPU) for the plan's `local_steps`, all of which must have been charged.
+
+        `state` is that of an earlier round; ignored if made anew. Raises TrainingError for weights that do not fit; a
+        patient whose gradient is not finite counts as zero and stops nothing.
+        """
+        self._load(weights)
+        training = self.plan.training
+        total = training.local_steps or 0
+        keep = training.optimiser_state == "keep"
+        before = state if keep else None
+        life = before.steps if before else 0
+        inner = build_optimiser(training, self.trained, before)
+        mechanism = Mechanism(self.privacy, self.sampling, total, noise)
+        optimiser = mechanism.optimiser(inner)
+        for step in range(total):
+            share = (round_number + step / total) / self.plan.rounds
+            inner.param_groups[0]["lr"] = learning_rate(self.plan, life + step, share)
+            drawn = mechanism.draw(len(self._patients))
+            mechanism.step(optimiser, drawn, self._losses_of(round_number, step), self.physical_patients)
+            if progress is not None:
+                progress(PrivateProgress(step + 1, total))
+        self.local_note = f"{len(self._patients)} patients; {optimiser.not_finite} gradients were not finite"
+        return PrivateResult(
+            update=self._difference(weights),
+            steps=total,
+            unit=self.privacy.unit,
+            state=state_of(inner, self.parameters, life + total) if keep else None,
+        )
+
+    def _losses_of(self, round_number: int, step: int) -> Callable[[NDArray[np.int64]], torch.Tensor]:
+        """From patients (int64 [P]) to their losses, float32 [R * P], slice-major, ready for a backward by patient."""
+
+        def losses(patients: NDArray[np.int64]) -> torch.Tensor:
+            rows = self._patients.batch(patients, round_number, step)
+
+            def denoiser(x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+                prediction: torch.Tensor = self._gradients(x, t, labels, patients=len(patients))
+                return prediction
+
+            return self.losses(denoiser, rows.x0, rows.t, rows.noise, rows.labels)
+
+        return losses
+
+
+def _of_site(plan: Plan, site: str) -> tuple[PrivacyPlan, SiteSampling]:
+    if plan.privacy is None:
+        raise TrainingError("the plan has no privacy: it cannot be trained privately")
+    if site not in plan.privacy.sites or plan.training.local_steps is None:
+        raise TrainingError("the plan names no sampling for this site: add it to privacy.sites")
+    return plan.privacy, plan.privacy.sites[site]
