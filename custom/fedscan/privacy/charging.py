@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from fedscan.plan import Plan, Submission
 from fedscan.privacy.approvals import Approvals
 from fedscan.privacy.event import round_event
-from fedscan.privacy.judge import AnswerFacts, LedgerFacts, NonceUse, Paid, Submitter, TaskLike, Verdict, judge
+from fedscan.privacy.facts import AnswerFacts, LedgerFacts, NonceUse, Paid, Submitter, TaskLike, Verdict
+from fedscan.privacy.judge import judge
 from fedscan.privacy.ledger import Charge, Entry, Head, Ledger, LedgerError
 from fedscan.privacy.nonces import NonceError, Nonces
 from fedscan.privacy.policy import Unreadable, complaints

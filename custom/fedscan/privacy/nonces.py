@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ctslices.files import sync_folder
 from fedscan.plan import Plan, Submission
-from fedscan.privacy.judge import NonceUse
+from fedscan.privacy.facts import NonceUse
 from fedscan.privacy.own_files import OwnFileError, read_object
 
 

@@ -19,19 +19,28 @@ class OwnFileError(ValueError):
 def read_bounded(path: Path, what: str, max_bytes: int = MAX_BYTES) -> bytes:
     """The bytes of a plain file that nobody but its owner (or root) may write. Raises OwnFileError."""
     try:
+        # A pipe in its place must not make the site hang.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return _read(descriptor, path, what, max_bytes)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise OwnFileError(f"{what} cannot be read: {error.strerror} ({path})") from None
-    with os.fdopen(descriptor, "rb") as file:
-        about = os.fstat(file.fileno())
-        if not stat.S_ISREG(about.st_mode):
-            raise OwnFileError(f"{what} is no plain file ({path})")
-        if about.st_mode & 0o022 or about.st_uid not in (0, os.geteuid()):
-            raise OwnFileError(
-                f"{what} could be written by others: got mode {stat.S_IMODE(about.st_mode):04o}, wanted 0600 and an "
-                f"owner who is this user: chmod 600 {path}"
-            )
-        data = file.read(max_bytes + 1)
+
+
+def _read(descriptor: int, path: Path, what: str, max_bytes: int) -> bytes:
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode):
+        raise OwnFileError(f"{what} is no plain file ({path})")
+    if about.st_mode & 0o022 or about.st_uid not in (0, os.geteuid()):
+        raise OwnFileError(
+            f"{what} could be written by others: got mode {stat.S_IMODE(about.st_mode):04o}, wanted 0600 and this "
+            f"user as owner: chmod 600 {path}"
+        )
+    data = b""
+    while len(data) <= max_bytes and (part := os.read(descriptor, max_bytes + 1 - len(data))):
+        data += part
     if len(data) > max_bytes:
         raise OwnFileError(f"{what} is longer than {max_bytes} bytes ({path})")
     return data
