@@ -86,21 +86,21 @@ def _forget(
 
     ledger = site.open_ledger()
     key = _key(site)
-    found = forgetting.named(read_manifest(store), patients, key, same_patient, removed=ledger.removed)
+    manifest = read_manifest(store)
+    found = forgetting.named(manifest, patients, key, same_patient, removed=ledger.removed)
     if found.unknown_rows and not skip_unknown:
         rows = ", ".join(map(str, found.unknown_rows[:20])) + (", ..." if len(found.unknown_rows) > 20 else "")
         hint = (
-            "" if key is not None else f" (without the store's key, {site.pseudonym_key}, pseudonyms alone are known)"
+            "" if key is not None else f" (without the store's key {site.pseudonym_key} pseudonyms alone are known)"
         )
         raise forgetting.ForgetError(
             f"--patients: nobody in the store is named by row {rows}{hint}: mend the rows, name --same-patient if the "
             "store was prepared with it, or say --skip-unknown; nothing was changed"
         )
     # The record comes first: stopped in between, the judge refuses the store until this command has ended.
-    new = found.pseudonyms - ledger.removed
-    if new:
-        with ledger.lock():
-            ledger.record_removal(new)
+    there = {patient.id for patient in manifest.patients}
+    if (found.pseudonyms & there) - ledger.removed:
+        ledger.record_removal(there, there - found.pseudonyms)
     return found, forgetting.forget(store, found.pseudonyms)
 
 

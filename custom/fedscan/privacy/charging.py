@@ -149,15 +149,13 @@ def _charge_locked(
     if plan.privacy is None:
         return None
     assert isinstance(store, StoreFacts)
-    event = round_event(plan, site.name)
-    ledger.open_job(submission.run_id, plan.digest, event)
     return ledger.reserve(
         Charge(
             run_id=submission.run_id,
             plan_digest=plan.digest,
             round_number=task.round_number,
             model_digest=task.model_digest,
-            event=event,
+            event=round_event(plan, site.name),
             population=store.trained,
         )
     )
@@ -204,8 +202,9 @@ def _facts_of(ledger: Ledger, recorded: Head | None = None) -> LedgerFacts:
     return LedgerFacts(
         spent=tuple(ledger.events()),
         patients=frozenset().union(*ledger.populations.values()),
-        removed=frozenset(ledger.removed),
+        removed=ledger.removed,
         lacks_recorded_head=recorded is not None and not ledger.contains(recorded),
+        epsilon_with=ledger.epsilon,
     )
 
 

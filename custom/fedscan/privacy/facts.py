@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -52,6 +52,8 @@ class LedgerFacts:
     """Pseudonyms with a removal record."""
     lacks_recorded_head: bool = False
     """Whether the server holds an entry of this site's ledger that the ledger does not contain."""
+    epsilon_with: Callable[[float, Event], float] | None = None
+    """The ledger's own cached answer to what an event would make of epsilon at a delta; None: computed anew."""
 
 
 class TaskLike(Protocol):

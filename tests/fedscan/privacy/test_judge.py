@@ -233,6 +233,9 @@ ROUND: dict[str, Mutation] = {
     "task before the start round": sets(task=Task(round_number=2)),
     "task after the last round": sets(task=Task(round_number=20)),
     "task of a negative round": sets(task=Task(round_number=-1)),
+    "task without a model": sets(task=Task(model_digest="")),
+    "the ledger's own epsilon": changed("ledger", epsilon_with=lambda delta, event: 8.1),
+    "no number": changed("ledger", epsilon_with=lambda delta, event: float("nan")),
 }
 DOOR: dict[str, Mutation] = {
     "no answer": sets(answer=None),
