@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from ctslices.files import write_whole
 from fedscan.plan_form import Part
-from fedscan.privacy.ledger_records import Events, LedgerError, RunId, Sha256
+from fedscan.privacy.ledger_records import Events, LedgerError, Random, Sha256
 from fedscan.privacy.ledger_seal import seal, subkey, unseal
 from fedscan.privacy.own_files import OwnFileError, read_bounded
 
@@ -19,7 +19,7 @@ _MAX_BYTES = 1 << 24
 class Anchor(Part):
     """How far a ledger had come. A ledger that ends earlier was rolled back."""
 
-    ledger: RunId = Field(description="the ledger's identity")
+    ledger: Random = Field(description="the ledger's identity")
     count: int = Field(ge=1)
     head: Sha256
     spent: Events = Field(description="all that was spent, merged: it stays known when the ledger's volume is lost")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ class Stamp(TypedDict):
     n: int
     prev: str
     time: str
+    salt: str
 
 
 class LedgerDisk:
@@ -157,7 +159,7 @@ class LedgerDisk:
     def stamp(self) -> Stamp:
         """For the next record."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return {"n": self.chain.next_number, "prev": self.chain.prev, "time": now}
+        return {"n": self.chain.next_number, "prev": self.chain.prev, "time": now, "salt": secrets.token_hex(16)}
 
     def append(self, record: Record, torn: bytes = b"") -> Entry:
         """Durable in ledger and anchor when it returns; only under the lock.

@@ -12,6 +12,8 @@ from fedscan.privacy.ledger_seal import seal, unseal
 
 MAX_TAIL_BYTES = 1 << 16
 """Of what may lie torn at the end: one line, and the torn lines of repairs that were cut in turn."""
+TORN_MARK = b"#torn\n"
+"""Between torn bytes and the entry that vouches for them. A line break alone could make a whole line of them."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Chain:
         """The bytes that add `record`, behind a torn tail that it vouches for. They count as verified from here on."""
         line, mac = seal(self._key, record.model_dump_json().encode())
         self._add(Line(record, mac), line)
-        written = b"\n" + line if torn else line
+        written = TORN_MARK + line if torn else line
         self.size += len(torn) + len(written)
         return written
 
@@ -113,7 +115,7 @@ class Chain:
             line = data[start:end]
             repair = self._repair(line)
             if repair is not None:
-                if not _vouches(repair.record, data[at : start - 1]):
+                if not _vouches(repair.record, data[at:start]):
                     return None
                 self._add(repair, line)
                 return end
@@ -149,5 +151,6 @@ def torn_bytes(tail: bytes) -> TornBytes:
     return TornBytes(bytes=len(tail), sha256=hashlib.sha256(tail).hexdigest())
 
 
-def _vouches(record: Record, tail: bytes) -> bool:
-    return isinstance(record, Torn) and bool(tail) and record.torn == torn_bytes(tail)
+def _vouches(record: Record, before: bytes) -> bool:
+    tail = before.removesuffix(TORN_MARK)
+    return isinstance(record, Torn) and b"" != tail != before and record.torn == torn_bytes(tail)

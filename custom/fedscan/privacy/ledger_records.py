@@ -14,6 +14,7 @@ from fedscan.privacy.event import Event
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RunId = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Random = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Events = Annotated[tuple[Event, ...], BeforeValidator(as_tuple)]
 FIRST_PREV = "0" * 64
 
@@ -83,6 +84,9 @@ class _Record(Part):
     n: int = Field(ge=1, description="number of the entry")
     prev: Sha256 = Field(description="SHA-256 of the previous line, its line break included")
     time: str = Field(description="UTC, ISO 8601")
+    salt: Random = Field(
+        description="without it two copies that charge the same round would share a head, and could not be told apart"
+    )
 
 
 class Created(_Record):
@@ -90,7 +94,7 @@ class Created(_Record):
 
     kind: Literal["created"] = "created"
     form: Literal[1] = 1
-    ledger: RunId = Field(description="random identity of this ledger")
+    ledger: Random = Field(description="random identity of this ledger")
 
 
 class JobOpened(_Record):

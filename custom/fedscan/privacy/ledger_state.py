@@ -10,6 +10,7 @@ from fedscan.privacy.ledger_records import (
     Created,
     Head,
     JobOpened,
+    LedgerError,
     MovedIn,
     MovedOut,
     PaidFor,
@@ -51,7 +52,7 @@ class LedgerState:
             self.paid[record.n] = PaidFor(record.charge, None)
             self.populations.name(record.charge.population, record.n)
         elif isinstance(record, Answered):
-            self.paid[record.entry] = PaidFor(self.paid[record.entry].charge, record.sha256)
+            self._answered(record)
         elif isinstance(record, Removed):
             self._removals.append(record)
             self.populations.name(record.old, record.n)
@@ -61,6 +62,12 @@ class LedgerState:
             self._macs[record.lost_to] = record.lost_head
         elif isinstance(record, MovedOut | MovedIn):
             self.moved = isinstance(record, MovedOut)
+
+    def _answered(self, record: Answered) -> None:
+        paid = self.paid.get(record.entry)
+        if paid is None or paid.answer_sha256 is not None:
+            raise LedgerError(f"it names an answer to entry {record.entry}, which has one or paid for none", record.n)
+        self.paid[record.entry] = PaidFor(paid.charge, record.sha256)
 
     @property
     def spent(self) -> tuple[Event, ...]:
