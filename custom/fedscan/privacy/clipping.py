@@ -24,8 +24,9 @@ def squared_norms(rows: Tensor) -> Tensor:
     patients, columns = rows.shape
     blocks = columns // _BLOCK
     whole = rows[:, : blocks * _BLOCK].view(patients, blocks, _BLOCK)
-    squares = torch.linalg.vector_norm(whole, dim=2).double().square().sum(1)
-    return squares + torch.linalg.vector_norm(rows[:, blocks * _BLOCK :], dim=1).double().square()
+    squares: Tensor = torch.linalg.vector_norm(whole, dim=2).double().square().sum(1)
+    squares += torch.linalg.vector_norm(rows[:, blocks * _BLOCK :], dim=1).double().square()
+    return squares
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:

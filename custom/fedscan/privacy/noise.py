@@ -53,6 +53,7 @@ class SecureNoise:
     """
 
     reproducible = False
+    _ahead: tuple[int, Future[Tensor]] | None
 
     def __init__(self) -> None:
         self._renew()
@@ -82,7 +83,7 @@ class SecureNoise:
         """Also after a fork: another process must not hand out the values that were made ahead, and has no thread."""
         self._words = _SecretWords()
         self._lock = threading.Lock()
-        self._ahead: tuple[int, Future[Tensor]] | None = None
+        self._ahead = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="noise")
 
     def __reduce__(self) -> NoReturn:
@@ -118,7 +119,7 @@ class _KeyedWords:
     def fill(self, words: NDArray[np.uint64]) -> None:
         """Overwrites `words` (contiguous) with the next of the stream."""
         if words.size:
-            self._cipher.update_into(bytes(words.nbytes), memoryview(words).cast("B"))
+            self._cipher.update_into(bytes(words.nbytes), words.data.cast("B"))
 
 
 class _SecretWords:

@@ -50,7 +50,7 @@ class PatientOptimiser(DPOptimizer):
             inner,
             noise_multiplier=noise_multiplier,
             max_grad_norm=max_grad_norm,
-            expected_batch_size=expected_patients,  # type: ignore[arg-type]  # a float is as good: it divides by it
+            expected_batch_size=expected_patients,
         )
         self._noise = noise
         self._parameters = _parameters(inner)
@@ -104,7 +104,7 @@ class PatientOptimiser(DPOptimizer):
         assert_clipped(clip_and_sum(rows, factors, self._sum), self.max_grad_norm)
         for p, total in zip(self._parameters, self._sum, strict=True):
             p.summed_grad = total.view(p.shape)  # type: ignore[attr-defined]
-            _mark_as_processed(p.grad_sample)  # type: ignore[no-untyped-call,attr-defined]
+            _mark_as_processed(p.grad_sample)  # type: ignore[attr-defined]
         self._summed += len(norms)
         self._awaited = None
 
@@ -113,14 +113,14 @@ class PatientOptimiser(DPOptimizer):
         if self._sum is None or self._drawn is None or self._summed != self._drawn:
             raise ClipError("the sum does not hold exactly the drawn patients: take steps by Mechanism.step")
         for p in self._parameters:
-            _check_processed_flag(p.summed_grad)  # type: ignore[no-untyped-call,attr-defined]
+            _check_processed_flag(p.summed_grad)  # type: ignore[attr-defined]
         noise = self._noise.normal(self.size)
         if noise.shape != (self.size,) or noise.dtype != torch.float64:
             raise ClipError(f"the noise must be float64 [{self.size}], got {noise.dtype} {list(noise.shape)}")
         std = self.noise_multiplier * self.max_grad_norm * (1.0 + TOLERANCE)
         self._noised = torch.cat(self._sum).add_(noise.to(self._sum[0].device), alpha=std)
         for p in self._parameters:
-            _mark_as_processed(p.summed_grad)  # type: ignore[no-untyped-call,attr-defined]
+            _mark_as_processed(p.summed_grad)  # type: ignore[attr-defined]
 
     def scale_grad(self) -> None:
         """Divides by the public expected number of patients, rounds, and hands the gradient to the parameters."""
@@ -136,7 +136,8 @@ class PatientOptimiser(DPOptimizer):
         """Takes in what the last backward brought; after the last part of a draw, moves the parameters."""
         if closure is not None:
             raise ClipError("a private step takes no closure: its loss would be computed past clipping")
-        return super().step()
+        result: float | None = super().step()
+        return result
 
     def discard(self) -> None:
         """Forgets what was summed: nothing of it moved a parameter."""
@@ -154,7 +155,7 @@ class PatientOptimiser(DPOptimizer):
             sample: Any = getattr(p, "grad_sample", None)
             if not isinstance(sample, Tensor):
                 raise ClipError("a parameter has no per-patient gradient of one batch: the model must use them all")
-            _check_processed_flag(sample)  # type: ignore[no-untyped-call]
+            _check_processed_flag(sample)
             samples.append(sample)
         if any(len(sample) != self._awaited for sample in samples):
             raise ClipError(
