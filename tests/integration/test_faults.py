@@ -45,7 +45,9 @@ def test_a_site_whose_store_is_gone_is_recorded_and_the_others_go_on(
 ) -> None:
     job = make_job(repository, tmp_path, "min_responses=2")
     run = tmp_path / "RUN"
-    local_run.run(job, copies, run, listen=when("starting the server", lambda: shutil.rmtree(copies["hosp-b"])))
+    local_run.run(
+        job, copies, run, listen=when("starting the server", lambda: shutil.rmtree(copies["hosp-b"])), no_policy=True
+    )
     for record in records.effective_rounds(run / "rounds.jsonl"):
         assert record.sites["hosp-b"].refused == "site answered BAD_TASK_DATA"
         assert [site for site, entry in record.sites.items() if entry.answered] == ["hosp-a", "hosp-c"]
@@ -58,7 +60,13 @@ def test_too_few_answers_repeat_the_round_and_then_stop_the_run_with_its_reason(
     job = make_job(repository, tmp_path, "min_responses=3", "tries_per_round=2")
     run = tmp_path / "RUN"
     with pytest.raises(RunError, match=r"failed 2 times: 2 good answers, the plan needs 3.*fedscan job resume"):
-        local_run.run(job, copies, run, listen=when("starting the server", lambda: shutil.rmtree(copies["hosp-b"])))
+        local_run.run(
+            job,
+            copies,
+            run,
+            listen=when("starting the server", lambda: shutil.rmtree(copies["hosp-b"])),
+            no_policy=True,
+        )
     assert [r.event for r in records.read(run / "rounds.jsonl")] == ["started", "repeat", "repeat", "stopped"]
     assert not (run / "model.safetensors").exists()
     assert processes.belonging_to(run) == []
@@ -76,7 +84,7 @@ def test_a_hanging_site_costs_its_answer_and_no_more_than_the_rounds_time(
                 for child in process.children():
                     psutil.Process(child.pid).send_signal(signal.SIGSTOP)
 
-    local_run.run(job, stores, run, listen=when("round 1/2", hang))
+    local_run.run(job, stores, run, listen=when("round 1/2", hang), no_policy=True)
     first, second = records.effective_rounds(run / "rounds.jsonl")
     assert all(entry.answered for entry in first.sites.values())
     assert not second.sites["hosp-a"].answered

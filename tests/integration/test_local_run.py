@@ -23,7 +23,7 @@ def finished(
     settings = ["model.preset=tiny", "rounds=2", "training.local_steps=3", "training.batch_size=8", "min_responses=3"]
     job_folder.new(repository / "jobs" / "ct_fedavg", folder / "job", settings)
     said: list[str] = []
-    local_run.run(folder / "job", stores, folder / "RUN", listen=lambda p: said.append(p.text))
+    local_run.run(folder / "job", stores, folder / "RUN", listen=lambda p: said.append(p.text), no_policy=True)
     return folder / "job", folder / "RUN", said
 
 
@@ -96,7 +96,7 @@ def test_a_run_folder_is_never_overwritten_and_a_finished_run_stays(finished: tu
     job, run, _ = finished
     before = (run / "model.safetensors").read_bytes()
     with pytest.raises(RunError, match="not empty"):
-        local_run.run(job, {"a": run}, run)
+        local_run.run(job, {"a": run}, run, no_policy=True)
     assert local_run.resume(run) == run / "model.safetensors"
     assert (run / "model.safetensors").read_bytes() == before
 

@@ -204,7 +204,7 @@ def train(demo: Demo) -> str:
         local_run.resume(run, tell)
     else:
         shutil.rmtree(run, ignore_errors=True)
-        local_run.run(demo.out / "job", demo.stores, run, listen=tell)
+        local_run.run(demo.out / "job", demo.stores, run, listen=tell, no_policy=True)
     return f"{rounds} rounds over {len(demo.hospitals)} sites"
 
 

@@ -21,7 +21,11 @@ app = typer.Typer(
 
 Site = Annotated[
     list[str] | None,
-    typer.Option("--site", metavar="NAME=STORE", help="A site and its slice store; once for each site."),
+    typer.Option(
+        "--site",
+        metavar="NAME=SITE.json",
+        help="A site and its site.json (or its kit), or a slice store alone; once for each site.",
+    ),
 ]
 Init = Annotated[
     Path | None,
@@ -76,11 +80,12 @@ def check(
 ) -> None:
     """Say all that is wrong with a job, at once, before anything runs. With --site, its stores are checked too.
 
-    Example: `fedscan job check my-job --site a=STORE_A --site b=STORE_B`
+    Example: `fedscan job check my-job --site a=A/site.json --site b=B/site.json`
     """
-    from fedscan.federation import job_check
+    from fedscan.federation import job_check, run_sites
 
-    findings = job_check.check(job, _stores(site), init)
+    sources = run_sites.read(_sites(site))
+    findings = [*sources.errors, *job_check.check(job, sources.stores, init)]
     errors = [f for f in findings if f.level == "error"]
     if as_json:
         print_json({"ok": not errors, "findings": [f.as_dict() for f in findings]})
@@ -98,22 +103,45 @@ def run(
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="The run's folder; it must not exist or be empty.")],
     site: Site = None,
     init: Init = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each site's trainer.")] = 1,
+    threads: Annotated[
+        int, typer.Option(min=1, help="CPU threads of a store's trainer; a site.json has limits of its own.")
+    ] = 1,
+    no_policy: Annotated[
+        bool,
+        typer.Option("--no-policy", help="Take stores alone: no policy, no ledger; every output is stamped so."),
+    ] = False,
+    reproducible_noise: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SEED",
+            help="Under DP: noise that anybody can repeat, for demos; every site's policy must allow it.",
+        ),
+    ] = None,
 ) -> None:
     """Run a job on this machine: a server and a process for each site, provisioned, over mutual TLS on loopback.
 
-    Ends with RUN/model.safetensors. Whatever stops it, `fedscan job resume RUN` goes on from the newest checkpoint.
+    Each site runs under the policy and the ledger of its site.json. Ends with RUN/model.safetensors. Whatever stops
+    it, `fedscan job resume RUN` goes on from the newest checkpoint.
 
-    Example: `fedscan job run my-job --site a=STORE_A --site b=STORE_B --out RUN`
+    Example: `fedscan job run my-job --site a=A/site.json --site b=B/site.json --out RUN`
     """
     from fedscan.federation import local_run
     from fedscan.federation.findings import JobError
 
-    stores = _stores(site)
-    if not stores:
-        fail("no site is named: give --site NAME=STORE once for each site")
+    sites = _sites(site)
+    if not sites:
+        fail("no site is named: give --site NAME=SITE.json once for each site")
     try:
-        model = local_run.run(job, stores, out, init, threads, _listener())
+        model = local_run.run(
+            job,
+            sites,
+            out,
+            init,
+            threads,
+            _listener(),
+            no_policy=no_policy,
+            reproducible_noise_seed=reproducible_noise,
+        )
     except JobError as error:
         _fail_with(error.findings)
     except local_run.RunError as error:
@@ -164,16 +192,16 @@ def _names(sites: str | None) -> list[str]:
     return [name.strip() for name in sites.split(",") if name.strip()] if sites else []
 
 
-def _stores(site: list[str] | None) -> dict[str, Path]:
-    stores: dict[str, Path] = {}
+def _sites(site: list[str] | None) -> dict[str, Path]:
+    sites: dict[str, Path] = {}
     for item in site or []:
         name, sign, path = item.partition("=")
         if not sign or not name or not path:
-            fail(f"--site must be NAME=STORE, got {item!r}")
-        if name in stores:
+            fail(f"--site must be NAME=SITE.json or NAME=STORE, got {item!r}")
+        if name in sites:
             fail(f"--site names {name!r} twice: each site has one store")
-        stores[name] = Path(path)
-    return stores
+        sites[name] = Path(path)
+    return sites
 
 
 def _disk(error: OSError) -> str:

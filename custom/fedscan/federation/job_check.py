@@ -168,7 +168,7 @@ def _counts(meta: Mapping[str, Any], plan: Plan, stores: Mapping[str, Path]) -> 
             yield Finding("error", f"--site {site}", f"the job is for {', '.join(sorted(named))} only")
     count = len(named | set(stores))
     if not count:
-        yield Finding("note", "sites", "no site is named yet: `job run --site NAME=STORE` names them")
+        yield Finding("note", "sites", "no site is named yet: `job run --site NAME=SITE.json` names them")
         return
     for field in ("min_responses", "clients_per_round"):
         value = getattr(plan, field)

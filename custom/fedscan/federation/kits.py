@@ -16,12 +16,16 @@ from typing import Any
 import yaml
 
 from fedscan.federation.places import SERVER_FILE, ServerPlaces, SitePlaces
+from fedscan.privacy.site_file import SITE_JSON
 
 PROJECT = "fedscan-local"
 SERVER = "localhost"
 LEAD = "lead@fedscan.local"
 ALLOW_LIST = ["fedscan.federation.job."]
 """The one prefix of classes that a job may name."""
+VALIDATOR = "fedscan.federation.validator.SiteValidator"
+GUARD = "fedscan.federation.guard.OutboundGuard"
+"""The site's own classes: named by its own files, never by a job."""
 
 
 @dataclass(frozen=True)
@@ -144,12 +148,15 @@ def _set_up_site(federation: Federation, site: str, places: SitePlaces) -> None:
     # An empty site_config keeps NVFlare from sending unknown keys of this file to the server and on to other sites.
     resources["client"]["site_config"] = {}
     resources["components"] = [c for c in resources["components"] if c["id"] != "site_log_streamer"]
+    if places.site_file is not None:
+        resources["app_validator"] = {"path": VALIDATOR, "args": {}}
+        (local / SITE_JSON).symlink_to(places.site_file)
     _write(local / "resources.json", resources)
     scope = {
         "name": "fedscan",
         "properties": places.model_dump(mode="json"),
         "task_data_filters": [],
-        "task_result_filters": [],
+        "task_result_filters": [{"path": GUARD, "args": {}}],
     }
     _write(local / "privacy.json", {"scopes": [scope], "default_scope": "fedscan", "components": []})
 

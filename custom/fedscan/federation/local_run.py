@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 from filelock import FileLock, Timeout
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from fedscan.federation import admin, job_check, job_folder, kits, processes, records
+from fedscan.federation import admin, job_check, job_folder, kits, processes, records, run_sites
 from fedscan.federation.findings import JobError
 from fedscan.federation.places import ServerPlaces, SitePlaces
 from fedscan.federation.records import RoundRecord
@@ -49,8 +49,22 @@ class RunFile(BaseModel):
 
     run_id: str = Field(pattern=r"^[0-9a-f]{32}$")
     plan_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
-    stores: dict[SiteName, Path] = Field(min_length=1)
-    threads: int = Field(ge=1, le=1024)
+    site_files: dict[SiteName, Path] = Field(default_factory=dict, description="sites under their own site.json")
+    stores: dict[SiteName, Path] = Field(default_factory=dict, description="sites without policy and ledger")
+    threads: int = Field(ge=1, le=1024, description="of each site without policy; others have limits.cores")
+    stamps: tuple[str, ...] = Field(default=(), description="what every output of this run must say of it")
+    reproducible_noise_seed: int | None = None
+
+    @model_validator(mode="after")
+    def _sites(self) -> Self:
+        if not self.sites or set(self.stores) & set(self.site_files):
+            raise ValueError("no sites, or one site in two ways")
+        return self
+
+    @property
+    def sites(self) -> list[str]:
+        """All site names, sorted."""
+        return sorted({*self.stores, *self.site_files})
 
 
 @dataclass(frozen=True)
@@ -66,36 +80,47 @@ Listener = Callable[[Progress], None]
 
 def run(
     job: Path,
-    stores: Mapping[str, Path],
+    sites: Mapping[str, Path],
     out: Path,
     init: Path | None = None,
     threads: int = 1,
     listen: Listener = lambda _: None,
+    *,
+    no_policy: bool = False,
+    reproducible_noise_seed: int | None = None,
 ) -> Path:
     """Runs a job on this machine with a server and a process for each site. Returns RUN/model.safetensors.
 
-    Raises RunError; JobError when the job or a store is not fit to run.
+    `sites`: name to SITE.json (or the kit that holds it), under whose policy and ledger the site then runs; with
+    `no_policy` a slice store will do, and every output is stamped so. `reproducible_noise_seed`: for demonstrations;
+    a site's policy must allow it. Raises RunError; JobError when the job or a site is not fit to run.
     """
     if not _is_fresh(out):
         raise RunError(f"{out} exists and is not empty: choose another --out, or go on with `fedscan job resume {out}`")
-    findings = job_check.check(job, stores, init)
+    sources = run_sites.read(sites)
+    findings = [*run_sites.findings(sources, no_policy), *job_check.check(job, sources.stores, init)]
     if errors := [f for f in findings if f.level == "error"]:
         raise JobError(errors)
     for finding in findings:
         if finding.level == "warning":
             listen(Progress(f"warning: {finding.where}: {finding.text}"))
+    plan = job_folder.read_plan(job)
+    if errors := run_sites.private_findings(sources, plan):
+        raise JobError(errors)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     out.chmod(0o700)  # it may have been there, empty and open to all
     with _locked(out):
-        plan = job_folder.read_plan(job)
         submission = Submission.new()
-        job_folder.copy_for_run(job, out / "job", sites=sorted(stores), submission=submission)
+        job_folder.copy_for_run(job, out / "job", sites=sorted(sites), submission=submission)
         _shelve(out, plan, init or job_folder.remembered_init(job))
         run_file = RunFile(
             run_id=submission.run_id,
             plan_digest=plan.digest,
-            stores={site: path.resolve() for site, path in sorted(stores.items())},
+            site_files=sources.site_files,
+            stores=sources.bare,
             threads=threads,
+            stamps=run_sites.stamps(sources, reproducible_noise_seed),
+            reproducible_noise_seed=reproducible_noise_seed,
         )
         _write_whole(out / RUN_FILE, run_file.model_dump_json(indent=2) + "\n")
         return _attempt(out, run_file, plan, listen)
@@ -157,16 +182,13 @@ def _shelve(out: Path, plan: Plan, init: Path | None) -> None:
 
 def _attempt(out: Path, run_file: RunFile, plan: Plan, listen: Listener) -> Path:
     folder = _next_attempt(out)
-    listen(Progress(f"provisioning a federation of 1 server and {len(run_file.stores)} sites"))
+    listen(Progress(f"provisioning a federation of 1 server and {len(run_file.sites)} sites"))
+    for stamp in run_file.stamps:
+        listen(Progress(f"warning: {stamp}"))
     absolute = out.resolve()
-    sites = {}
-    for site, store in run_file.stores.items():
-        state = absolute / "sites" / site
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        sites[site] = SitePlaces(store=store, state=state, threads=run_file.threads)
-    server = ServerPlaces(run_folder=str(absolute), shelf=absolute / "shelf")
+    server = ServerPlaces(run_folder=str(absolute), shelf=absolute / "shelf", stamps=run_file.stamps)
     try:
-        federation = kits.provision(folder.resolve(), sites, server)
+        federation = kits.provision(folder.resolve(), _places(absolute, run_file), server)
     except kits.ProvisionError as error:
         raise RunError(_advice(out, str(error))) from error
     try:
@@ -174,6 +196,18 @@ def _attempt(out: Path, run_file: RunFile, plan: Plan, listen: Listener) -> Path
     finally:
         processes.stop_all(out)
     return out / "model.safetensors"
+
+
+def _places(out: Path, run_file: RunFile) -> dict[str, SitePlaces]:
+    places = {
+        site: SitePlaces(site_file=path, reproducible_noise_seed=run_file.reproducible_noise_seed)
+        for site, path in run_file.site_files.items()
+    }
+    for site, store in run_file.stores.items():
+        state = out / "sites" / site
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        places[site] = SitePlaces(no_policy=True, store=store, state=state, threads=run_file.threads)
+    return dict(sorted(places.items()))
 
 
 def _next_attempt(out: Path) -> Path:
@@ -217,7 +251,8 @@ def _watch(
         new = list(records.read(out / "rounds.jsonl"))[seen:]
         seen += len(new)
         for record in new:
-            listen(Progress(_describe(record, plan), record))
+            if record.event != "asked":
+                listen(Progress(_describe(record, plan), record))
         if any(record.event == "finished" for record in new):
             processes.wait_for_jobs(out, END_GRACE_S)
             return

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 TASK_TRAIN = "train"
 REFUSED_BY_POLICY = "refused by policy"
 """All that a server learns of a refusal under a site's policy: the reasons stay at the site."""
+TOPIC_COMPLETE = "fedscan.run_complete"
+"""Server to sites, after the last round: no answer will be asked for again."""
 META_KEY = "fedscan"
 """The one key of a DXO's meta that holds our record; everything else is NVFlare's."""
 MOST = 10**12

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedscan.plan import Plan, Submission
 
@@ -20,13 +20,29 @@ class PlacesError(ValueError):
 
 
 class SitePlaces(BaseModel):
-    """The privacy-scope properties of a site (KIT/local/privacy.json): they reach the executor and nobody else."""
+    """The privacy-scope properties of a site (KIT/local/privacy.json): they reach the executor and nobody else.
+
+    Either `site_file`, which names everything else, or `no_policy` with places of its own.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    store: Path = Field(description="the slice store that this site trains on")
-    state: Path = Field(description="folder for training state by run and round, and wall.jsonl")
-    threads: int = Field(default=1, ge=1, le=1024, description="CPU threads of the trainer")
+    site_file: Path | None = Field(default=None, description="the site's site.json: store, ledger, policy, state")
+    no_policy: bool = Field(default=False, description="true: trains without policy and ledger, for trials alone")
+    store: Path | None = Field(default=None, description="without policy: the slice store that this site trains on")
+    state: Path | None = Field(default=None, description="without policy: folder for training state and wall.jsonl")
+    threads: int = Field(default=1, ge=1, le=1024, description="without policy: CPU threads of the trainer")
+    reproducible_noise_seed: int | None = Field(
+        default=None, description="noise from this number, which protects nobody: where a demo's policy allows it"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        own = self.no_policy and self.site_file is None and self.store is not None and self.state is not None
+        ruled = self.site_file is not None and not self.no_policy and self.store is None and self.state is None
+        if not own and not ruled:
+            raise ValueError("name site_file, or set no_policy with store and state")
+        return self
 
 
 class ServerPlaces(BaseModel):
@@ -36,6 +52,7 @@ class ServerPlaces(BaseModel):
 
     run_folder: str = Field(description="where a run's records go; `{run_id}` in it stands for the run's id")
     shelf: Path = Field(description="model files that a plan may name by SHA-256: SHA256.safetensors")
+    stamps: tuple[str, ...] = Field(default=(), description="what every output of a run here must say of it")
 
     def run(self, run_id: str) -> Path:
         """The folder of one run."""
@@ -48,7 +65,7 @@ def site_places(scope_properties: object) -> SitePlaces:
         return SitePlaces.model_validate(scope_properties)
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, item["loc"])) or "all" for item in error.errors())
-        raise PlacesError(f"privacy.json: the scope's properties need store and state; wrong: {fields}") from None
+        raise PlacesError(f"privacy.json: the scope's properties must name site_file; wrong: {fields}") from None
 
 
 def server_places(site_config_folder: Path) -> ServerPlaces:

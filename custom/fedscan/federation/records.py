@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-Event = Literal["started", "round", "repeat", "finished", "stopped"]
+Event = Literal["started", "asked", "round", "repeat", "finished", "stopped"]
 
 
 class SiteEntry(BaseModel):
@@ -52,6 +52,7 @@ class RoundRecord(BaseModel):
     bytes_sent: int | None = Field(default=None, description="of the global model's tensors, to all asked sites")
     model_digest: str | None = Field(default=None, description="of the global weights after this round")
     reason: str | None = None
+    stamps: tuple[str, ...] = Field(default=(), description="what every output of this run must say of it")
 
 
 def append(path: Path, record: RoundRecord) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from fedscan import __version__
-from fedscan.federation import records
+from fedscan.federation import records, run_privacy
+from fedscan.federation.records import SiteEntry
 from fedscan.federation.server_job import ServerJob
 from fedscan.training import checkpoints, model_file
 from fedscan.training.checkpoints import Checkpoint, CheckpointError
+from fedscan.training.privacy_statement import NONE, privacy_statement
 from fedscan.training.weights import Weights, check_update, initial_weights, shapes_of
 
 
@@ -52,29 +56,60 @@ def write_model(job: ServerJob, state: Checkpoint) -> None:
 
 
 def provenance(job: ServerJob, state: Checkpoint) -> dict[str, Any]:
-    """Who took part in what: from rounds.jsonl, for the model file."""
-    rounds = records.effective_rounds(job.rounds_file)
+    """Who took part in what: from rounds.jsonl, for the model file. Of a private run nothing that follows from data."""
+    told = _told_by_sites(job) if job.plan.privacy is None else _told_by_plan(job)
+    return {
+        **told,
+        "run_id": job.submission.run_id,
+        "plan_digest": job.plan.digest,
+        "rounds_done": state.rounds_done,
+        "weights": "ema" if job.plan.ema.half_life_rounds > 0 else "raw",
+        "fedscan_version": __version__,
+        "stamps": list(job.stamps),
+    }
+
+
+def _told_by_sites(job: ServerJob) -> dict[str, Any]:
     sites: dict[str, dict[str, Any]] = {}
     told: dict[str, set[Any]] = {"unit": set(), "values": set(), "field_mm": set()}
-    for record in rounds:
-        for site, entry in record.sites.items():
-            if not entry.answered:
-                continue
-            known = sites.setdefault(site, {"rounds": 0})
-            known["rounds"] += 1
-            known |= {"examples": entry.examples, "patients": entry.patients, "unit": entry.unit}
-            for key, values in told.items():
-                values.add(getattr(entry, key))
+    for site, entry in _answers(job):
+        known = sites.setdefault(site, {"rounds": 0})
+        known["rounds"] += 1
+        known |= {"examples": entry.examples, "patients": entry.patients, "unit": entry.unit}
+        for key, values in told.items():
+            values.add(getattr(entry, key))
     return {
         "unit": "patient" if told["unit"] == {"patient"} else "image",
         "values": "grey" if "grey" in told["values"] else "hu",
         # Sites of different fields draw one body at different scales: the model then has none.
         "field_mm": next(iter(told["field_mm"])) if len(told["field_mm"]) == 1 else None,
-        "run_id": job.submission.run_id,
-        "plan_digest": job.plan.digest,
-        "rounds_done": state.rounds_done,
         "sites": dict(sorted(sites.items())),
-        "weights": "ema" if job.plan.ema.half_life_rounds > 0 else "raw",
-        "fedscan_version": __version__,
-        "privacy": "none: trained without differential privacy",
+        "privacy": NONE,
     }
+
+
+def _told_by_plan(job: ServerJob) -> dict[str, Any]:
+    """What the slices hold and their scale are those of the public start: private answers do not tell."""
+    rounds = Counter(site for site, _ in _answers(job))
+    asked = run_privacy.asked(records.read(job.rounds_file))
+    spent = run_privacy.spent(job.plan, asked)
+    remark = "; ".join(["as often as the server asked; each site's ledger keeps the account", *job.stamps])
+    return {
+        "unit": spent["unit"],
+        **_scale_of_start(job),
+        "sites": {site: {"rounds": count} for site, count in sorted(rounds.items())},
+        "privacy": privacy_statement(job.plan, asked, remark),
+        "privacy_spent": spent,
+    }
+
+
+def _answers(job: ServerJob) -> Iterator[tuple[str, SiteEntry]]:
+    for record in records.effective_rounds(job.rounds_file):
+        yield from ((site, entry) for site, entry in record.sites.items() if entry.answered)
+
+
+def _scale_of_start(job: ServerJob) -> dict[str, Any]:
+    if job.plan.init_sha256 is None:
+        return {"values": "hu", "field_mm": None}
+    told = model_file.load_model(job.shelf / f"{job.plan.init_sha256}.safetensors").provenance
+    return {key: told[key] for key in ("values", "field_mm") if key in told}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nvflare.apis.fl_context import FLContext
 
-from fedscan.federation import places
+from fedscan.federation import places, site_heads
 from fedscan.plan import Plan, Submission
 
 
@@ -19,6 +19,7 @@ class ServerJob:
     submission: Submission
     run_folder: Path
     shelf: Path
+    stamps: tuple[str, ...] = ()
 
     @classmethod
     def load(cls, config_folder: Path, site_config_folder: Path) -> ServerJob:
@@ -27,7 +28,7 @@ class ServerJob:
         own = places.server_places(site_config_folder)
         run_folder = own.run(submission.run_id)
         run_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return cls(plan, submission, run_folder, own.shelf)
+        return cls(plan, submission, run_folder, own.shelf, own.stamps)
 
     @classmethod
     def from_context(cls, fl_ctx: FLContext) -> ServerJob:
@@ -47,6 +48,11 @@ class ServerJob:
     def rounds_file(self) -> Path:
         """RUN/rounds.jsonl."""
         return self.run_folder / "rounds.jsonl"
+
+    @property
+    def heads_file(self) -> Path:
+        """The last ledger head of each site."""
+        return self.run_folder / site_heads.FILE
 
     @property
     def model_path(self) -> Path:

@@ -9,8 +9,16 @@ from datetime import UTC, datetime
 
 import torch
 
-from fedscan.federation.messages import Answer, MessageError, Task, parse_answer
+from fedscan.federation.messages import (
+    Answer,
+    MessageError,
+    PrivateAnswer,
+    Task,
+    parse_answer,
+    parse_private_answer,
+)
 from fedscan.federation.records import Event, RoundRecord, SiteEntry
+from fedscan.federation.site_heads import SiteHeads
 from fedscan.plan import Plan
 from fedscan.training import weights as w
 from fedscan.training.checkpoints import Checkpoint
@@ -28,7 +36,16 @@ class ServerRound:
     who answers first.
     """
 
-    def __init__(self, plan: Plan, run_id: str, state: Checkpoint, asked: Sequence[str], attempt: int = 1) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        run_id: str,
+        state: Checkpoint,
+        asked: Sequence[str],
+        attempt: int = 1,
+        heads: SiteHeads | None = None,
+    ) -> None:
+        """`heads` is wanted for a private plan."""
         self.plan = plan
         self.run_id = run_id
         self.state = state
@@ -38,17 +55,18 @@ class ServerRound:
         self.model_digest = w.digest(state.weights)
         self._started = time.monotonic()
         self._entries: dict[str, SiteEntry] = {}
-        self._good: dict[str, tuple[Answer, w.Weights]] = {}
+        self._heads = heads
+        self._good: dict[str, tuple[Answer | PrivateAnswer, w.Weights]] = {}
 
-    @property
-    def task(self) -> Task:
-        """What goes to each asked site beside the weights."""
+    def task(self, site: str) -> Task:
+        """What goes to an asked site beside the weights."""
         return Task(
             plan_digest=self.plan.digest,
             run_id=self.run_id,
             round_number=self.round_number,
             model_digest=self.model_digest,
             deadline_s=self.plan.round_timeout_s,
+            ledger=self._heads.of(site) if self._heads else None,
         )
 
     @property
@@ -79,10 +97,10 @@ class ServerRound:
         if site in self._good:
             return "site has answered already"
         try:
-            answer = parse_answer(meta)
+            answer = parse_answer(meta) if self.plan.privacy is None else parse_private_answer(meta)
         except MessageError as error:
             return str(error)
-        if reason := self._stale(answer):
+        if reason := self._stale(answer) or self._wrong_weight(site, answer):
             return reason
         if not isinstance(update, Mapping):
             return f"update must be a mapping of tensors, got {type(update).__name__}"
@@ -91,24 +109,22 @@ class ServerRound:
             return "; ".join(reasons)
         # Copies: what came may be a view of far more memory, or remember how it was computed.
         tensors = {name: update[name].detach().clone(memory_format=torch.contiguous_format) for name in update}
+        if isinstance(answer, PrivateAnswer) and self._heads is not None:
+            self._heads.note(site, answer.ledger)
         self._good[site] = (answer, tensors)
-        self._entries[site] = SiteEntry(
-            answered=True,
-            examples=answer.examples,
-            patients=answer.patients,
-            unit=answer.unit,
-            values=answer.values,
-            field_mm=answer.field_mm,
-            steps=answer.steps,
-            loss=answer.loss,
-            seconds=answer.seconds,
-            bytes_received=sum(t.numel() * t.element_size() for t in tensors.values()),
-            update_norm=w.update_norm(tensors),
-            update_digest=w.digest(tensors),
-        )
+        self._entries[site] = _entry(answer, tensors)
         return None
 
-    def _stale(self, answer: Answer) -> str | None:
+    def _wrong_weight(self, site: str, answer: Answer | PrivateAnswer) -> str | None:
+        if isinstance(answer, Answer):
+            return None
+        try:
+            wanted = w.public_weight(self.plan, site)
+        except ValueError as error:
+            return str(error)
+        return None if answer.weight == wanted else "its weight is not the plan's public one"
+
+    def _stale(self, answer: Answer | PrivateAnswer) -> str | None:
         for field, got, wanted in (
             ("plan", answer.plan_digest, self.plan.digest),
             ("run", answer.run_id, self.run_id),
@@ -138,11 +154,24 @@ class ServerRound:
         return state, self.record("round", shares, w.digest(weights))
 
     def _shares(self) -> dict[str, float]:
-        raw = {
-            site: w.contribution_weight(self.plan, answer.examples, answer.patients)
-            for site, (answer, _) in self._good.items()
-        }
-        return w.shares(raw)
+        return w.shares({site: self._weight(answer) for site, (answer, _) in self._good.items()})
+
+    def _weight(self, answer: Answer | PrivateAnswer) -> float:
+        if isinstance(answer, PrivateAnswer):
+            return answer.weight
+        return w.contribution_weight(self.plan, answer.examples, answer.patients)
+
+    def asked_record(self) -> RoundRecord:
+        """Who is about to be asked: under differential privacy each of them may charge the round from now on."""
+        return RoundRecord(
+            event="asked",
+            time=now(),
+            run_id=self.run_id,
+            plan_digest=self.plan.digest,
+            round=self.round_number,
+            attempt=self.attempt,
+            asked=self.asked,
+        )
 
     def record(
         self,
@@ -158,7 +187,11 @@ class ServerRound:
             site: self._entries.get(site, silent).model_copy(update={"weight": shares.get(site)}) for site in self.asked
         }
         entries |= {site: entry for site, entry in self._entries.items() if site not in entries}
-        losses = [shares[site] * answer.loss for site, (answer, _) in self._good.items() if site in shares]
+        losses = [
+            shares[site] * answer.loss
+            for site, (answer, _) in self._good.items()
+            if site in shares and isinstance(answer, Answer)
+        ]
         return RoundRecord(
             event=event,
             time=now(),
@@ -174,6 +207,21 @@ class ServerRound:
             model_digest=model_digest,
             reason=reason,
         )
+
+
+def _entry(answer: Answer | PrivateAnswer, tensors: w.Weights) -> SiteEntry:
+    """The record of a good answer. What the server computes of a private one is post-processing of what was released;
+    what a site says of its data is in no private answer."""
+    computed = SiteEntry(
+        answered=True,
+        bytes_received=sum(t.numel() * t.element_size() for t in tensors.values()),
+        update_norm=w.update_norm(tensors),
+        update_digest=w.digest(tensors),
+    )
+    if isinstance(answer, PrivateAnswer):
+        return computed
+    said = answer.model_dump(include={"examples", "patients", "unit", "values", "field_mm", "steps", "loss", "seconds"})
+    return computed.model_copy(update=said)
 
 
 def now() -> str:

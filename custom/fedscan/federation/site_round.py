@@ -6,10 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedscan.federation.messages import Answer, Task
-from fedscan.federation.places import SitePlaces
+from fedscan.federation.site_setup import SiteSetup
 from fedscan.federation.wall import WallLog
 from fedscan.plan import Plan, Submission
+from fedscan.privacy import charging
+from fedscan.privacy.facts import Submitter
+from fedscan.privacy.ledger import Entry, Head
+from fedscan.privacy.site_file import Site
 from fedscan.training import tensor_file
+from fedscan.training.site_store import store_facts
 from fedscan.training.trainer_client import Trainer, TrainerDied
 from fedscan.training.weights import Weights, check_update, digest
 
@@ -21,19 +26,26 @@ class RefusedError(RuntimeError):
 class SiteTraining:
     """Trains rounds of one run at one site, in a child process that is kept warm over rounds."""
 
-    def __init__(self, places: SitePlaces, plan: Plan, submission: Submission, site: str) -> None:
+    def __init__(
+        self, setup: SiteSetup, plan: Plan, submission: Submission, name: str, submitter: Submitter | None = None
+    ) -> None:
+        """`name` is the site's in the federation; `submitter` signed the app folder."""
+        self.setup = setup
         self.plan = plan
-        self.run_id = submission.run_id
-        self._folder = places.state / submission.run_id
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.wall = WallLog(places.state / "wall.jsonl")
+        self.submission = submission
+        self.name = name
+        self._submitter = submitter
+        self.folder = setup.state / submission.run_id
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.wall = WallLog(setup.state / "wall.jsonl")
         self._trainer = Trainer(
-            store=places.store,
-            state_folder=self._folder,
+            store=setup.store,
+            state_folder=self.folder,
             plan=plan,
-            site=site,
+            site=name,
             run_id=submission.run_id,
-            threads=places.threads,
+            threads=setup.threads,
+            reproducible_noise_seed=setup.reproducible_noise_seed,
         )
 
     def warm_up(self) -> None:
@@ -41,27 +53,55 @@ class SiteTraining:
         self._trainer.start()
 
     def train(self, task: Task, weights: Weights, abort: Callable[[], bool]) -> tuple[Answer, Weights]:
-        """One round: the answer and its update (float32, local minus global).
+        """One round without privacy: the answer and its update (float32, local minus global).
 
         A child that dies is started again once and the round redone from the received model. Raises RefusedError
-        for a task of another plan or run or a damaged model, and what Trainer.train raises.
+        for a task of another plan or run or a damaged model, charging.Refused, SiteError, and what Trainer.train
+        raises.
         """
         self.wall.flush_messages()
         self._check(task, weights)
-        received = self._folder / "received.safetensors"
-        sent = self._folder / "answer.safetensors"
+        if self.setup.site is not None:
+            self.charge(task, self.site_now())
+        received = self.folder / "received.safetensors"
+        sent = self.folder / "sent.safetensors"
         tensor_file.save_tensors(received, weights, {})
-        self.wall.tensors("in", task.round_number, _shapes(weights), received.stat().st_size)
+        self.wall.tensors("in", task.round_number, shapes(weights), received.stat().st_size)
         try:
             result = self._once(task, received, sent, abort)
         except TrainerDied:
             result = self._once(task, received, sent, abort)
         update, _ = tensor_file.load_tensors(sent)
-        self.wall.tensors("out", task.round_number, _shapes(update), sent.stat().st_size)
+        self.wall.tensors("out", task.round_number, shapes(update), sent.stat().st_size)
         return result, update
 
+    def site_now(self) -> Site:
+        """The site's files as they are now: policy and ledger may have changed since the job began, its places may
+        not. Raises SiteError, RefusedError."""
+        before = self.setup.site
+        if before is None:
+            raise RefusedError("this site has no policy and no ledger")
+        now = Site.open(before.path)
+        if (now.store, now.state, now.name) != (before.store, before.state, before.name):
+            raise RefusedError("site.json names another store, state or name since the job began: submit the job anew")
+        return now
+
+    def charge(self, task: Task, site: Site) -> Entry | None:
+        """The judgement before a round, and the entry that pays for it. Raises charging.Refused."""
+        recorded = task.ledger
+        return charging.charge(
+            site,
+            self.plan,
+            task,
+            submission=self.submission,
+            submitter=self._submitter,
+            store=store_facts(site.store),
+            recorded=None if recorded is None else Head(count=recorded.count, mac=recorded.mac),
+            reproducible_noise=self.setup.reproducible_noise_seed is not None,
+        )
+
     def _check(self, task: Task, weights: Weights) -> None:
-        if task.plan_digest != self.plan.digest or task.run_id != self.run_id:
+        if task.plan_digest != self.plan.digest or task.run_id != self.submission.run_id:
             raise RefusedError("the task belongs to another plan or run than the job that was deployed here")
         if task.round_number >= self.plan.rounds:
             raise RefusedError(f"round {task.round_number} lies beyond the plan's {self.plan.rounds} rounds")
@@ -93,5 +133,6 @@ class SiteTraining:
         self.wall.flush_messages()
 
 
-def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
+def shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor, as the wall's log has them."""
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}

@@ -31,7 +31,10 @@ def test_a_run_without_sites_or_without_a_place(job: Path, tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
     store = write_store(tmp_path / "store", np.zeros((2, 64, 64), np.int16), np.arange(2), splits=["train", "train"])
     (tmp_path / "file").write_bytes(b"")
-    code, output = _run("run", job, "--site", f"a={store}", "--out", tmp_path / "file" / "run")
+    code, output = _run("run", job, "--site", f"a={store}", "--out", tmp_path / "run")
+    assert code == 1
+    assert "--no-policy" in output
+    code, output = _run("run", job, "--site", f"a={store}", "--no-policy", "--out", tmp_path / "file" / "run")
     assert code == 1
     assert "Not a directory" in output
 

@@ -15,6 +15,7 @@ from nvflare.fuel.utils import fobs
 from fedscan.federation.job.controller import DiffusionFedAvg
 from fedscan.federation.job.executor import DiffusionExecutor
 from fedscan.federation.job.persistor import CheckpointPersistor
+from fedscan.federation.messages import REFUSED_BY_POLICY
 
 
 @pytest.mark.parametrize("kind", [DiffusionFedAvg, DiffusionExecutor])
@@ -33,7 +34,7 @@ def test_an_executor_that_is_not_set_up_trains_nothing() -> None:
     executor = DiffusionExecutor()
     task = DXO(DataKind.WEIGHTS, data={"a": torch.zeros(1)}).to_shareable()
     reply = executor.execute("train", task, FLContext(), Signal())
-    assert reply.get_return_code() == ReturnCode.EXECUTION_EXCEPTION
+    assert reply.get_return_code() == REFUSED_BY_POLICY
     assert set(reply) <= {"__headers__"}
 
 

@@ -95,7 +95,15 @@ def test_a_name_with_a_line_break_is_no_site() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"stores": {"../../x": "s"}}, {"run_id": "../x"}, {"threads": 0}, {"stores": {}}, {"more": 1}]
+    "change",
+    [
+        {"stores": {"../../x": "s"}},
+        {"run_id": "../x"},
+        {"threads": 0},
+        {"stores": {}},
+        {"more": 1},
+        {"site_files": {"a": "s"}},
+    ],
 )
 def test_a_changed_run_file_is_refused(change: dict[str, object]) -> None:
     good = {"run_id": "0" * 32, "plan_digest": "0" * 64, "stores": {"a": "store"}, "threads": 1}

@@ -109,10 +109,28 @@ def test_places_come_from_the_servers_and_sites_own_files_alone(tmp_path: Path) 
     own = places.ServerPlaces(run_folder=str(tmp_path / "runs" / "{run_id}"), shelf=tmp_path)
     (tmp_path / places.SERVER_FILE).write_text(own.model_dump_json())
     assert places.server_places(tmp_path).run("x") == tmp_path / "runs" / "x"
-    with pytest.raises(places.PlacesError, match="wrong: store, state"):
-        places.site_places({})
+    bare = {"no_policy": True, "store": "/a", "state": "/b"}
+    assert places.site_places(bare).site_file is None
+    assert places.site_places({"site_file": "/s"}).site_file == Path("/s")
     with pytest.raises(places.PlacesError, match="wrong: surprise"):
-        places.site_places({"store": "/a", "state": "/b", "surprise": 1})
+        places.site_places(bare | {"surprise": 1})
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {},
+        {"store": "/a", "state": "/b"},
+        {"no_policy": True, "store": "/a"},
+        {"no_policy": True, "store": "/a", "state": "/b", "site_file": "/s"},
+        {"site_file": "/s", "no_policy": True},
+        {"site_file": "/s", "store": "/a"},
+        None,
+    ],
+)
+def test_a_site_has_a_policy_or_says_aloud_that_it_has_none(properties: object) -> None:
+    with pytest.raises(places.PlacesError, match="must name site_file"):
+        places.site_places(properties)
 
 
 def test_every_participant_has_a_listener_of_its_own_with_mutual_tls() -> None:

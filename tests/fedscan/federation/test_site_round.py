@@ -16,6 +16,7 @@ from fedscan.federation import wall
 from fedscan.federation.messages import Task
 from fedscan.federation.places import SitePlaces
 from fedscan.federation.site_round import RefusedError, SiteTraining
+from fedscan.federation.site_setup import SiteSetup
 from fedscan.plan import Plan, Submission
 from fedscan.training.trainer_client import TrainerRefused
 from fedscan.training.weights import Weights, check_update, digest, initial_weights
@@ -32,16 +33,16 @@ def weights() -> Weights:
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> SitePlaces:
+def places(tmp_path_factory: pytest.TempPathFactory) -> SiteSetup:
     folder = tmp_path_factory.mktemp("site")
     hu, _ = chest_slices(np.random.default_rng(0), 8)
     write_store(folder / "store", hu, np.arange(8) // 4, splits=["train", "train"])
     (folder / "state").mkdir()
-    return SitePlaces(store=folder / "store", state=folder / "state")
+    return SiteSetup.of(SitePlaces(no_policy=True, store=folder / "store", state=folder / "state"))
 
 
 @pytest.fixture(scope="module")
-def training(places: SitePlaces) -> Iterator[SiteTraining]:
+def training(places: SiteSetup) -> Iterator[SiteTraining]:
     one = SiteTraining(places, PLAN, SUBMISSION, "hosp-a")
     yield one
     one.stop()
@@ -59,7 +60,7 @@ def task(weights: Weights, **changes: object) -> Task:
 
 
 def test_the_answer_names_what_it_belongs_to_and_the_wall_names_every_tensor(
-    training: SiteTraining, places: SitePlaces, weights: Weights
+    training: SiteTraining, places: SiteSetup, weights: Weights
 ) -> None:
     answer, update = training.train(task(weights), weights, lambda: False)
     assert (answer.examples, answer.patients, answer.steps, answer.unit) == (8, 2, 2, "patient")

@@ -18,6 +18,7 @@ from fedscan.federation.job.persistor import CheckpointPersistor
 from fedscan.federation.run_start import write_model
 from fedscan.federation.server_job import ServerJob
 from fedscan.federation.server_round import RunStoppedError, ServerRound, now
+from fedscan.federation.site_heads import SiteHeads
 from fedscan.training.checkpoints import Checkpoint
 from fedscan.training.sampling import sample_sites
 
@@ -36,6 +37,7 @@ class DiffusionFedAvg(FedAvg):
         self._state: Checkpoint | None = None
         self._round: ServerRound | None = None
         self._record: records.RoundRecord | None = None
+        self._heads: SiteHeads | None = None
 
     @property
     def job(self) -> ServerJob:
@@ -43,6 +45,13 @@ class DiffusionFedAvg(FedAvg):
         if self._job is None:
             raise RunStoppedError("the controller was not started")
         return self._job
+
+    @property
+    def round(self) -> ServerRound:
+        """The round in flight."""
+        if self._round is None:
+            raise RunStoppedError("no round was begun")
+        return self._round
 
     @property
     def state(self) -> Checkpoint:
@@ -58,6 +67,7 @@ class DiffusionFedAvg(FedAvg):
         self.start_round = self.job.submission.start_round
         self.num_rounds = max(0, self.job.plan.rounds - self.start_round)
         self.num_clients = self.job.plan.clients_per_round
+        self._heads = SiteHeads(self.job.heads_file) if self.job.plan.privacy is not None else None
 
     def run(self) -> None:
         """All rounds, then RUN/model.safetensors. A run that must stop early keeps its last good model there too."""
@@ -71,6 +81,14 @@ class DiffusionFedAvg(FedAvg):
         if self.state.rounds_done >= self.job.plan.rounds:
             write_model(self.job, self.state)
             self._note("finished")
+            self._tell_complete()
+
+    def _tell_complete(self) -> None:
+        """Sites keep a private answer until now, since a server that crashed might ask for it again."""
+        if self.job.plan.privacy is not None:
+            self.engine.send_aux_request(
+                targets=None, topic=messages.TOPIC_COMPLETE, request=Shareable(), timeout=5.0, fl_ctx=self.fl_ctx
+            )
 
     def load_model(self) -> FLModel:
         """The state that the submission starts from."""
@@ -90,21 +108,34 @@ class DiffusionFedAvg(FedAvg):
         """Asks all, waits for all or for the deadline, and asks again while too few good answers came."""
         plan = self.job.plan
         for attempt in range(1, plan.tries_per_round + 1):
-            self._round = ServerRound(plan, self.job.submission.run_id, self.state, targets, attempt)
-            data.meta = {messages.META_KEY: self._round.task.model_dump(mode="json")}
-            super().send_model(
-                task_name=messages.TASK_TRAIN,
-                data=data,
-                targets=targets,
-                timeout=max(1, round(plan.round_timeout_s)),
-                callback=callback,
-            )
+            self._round = ServerRound(plan, self.job.submission.run_id, self.state, targets, attempt, self._heads)
+            if plan.privacy is not None:  # what a site may charge must be on disk before it is asked
+                records.append(self.job.rounds_file, self._round.asked_record())
+            for target in targets:
+                self._send(target, data, callback)
             self._wait()
             if self._round.is_enough:
                 return
             reason = f"{self._round.accepted} good answers, the plan needs {plan.min_responses}"
             records.append(self.job.rounds_file, self._round.record("repeat", reason=reason))
         raise RunStoppedError(f"round {self.state.rounds_done} failed {plan.tries_per_round} times: {reason}")
+
+    def _send(self, target: str, data: FLModel, callback: Any) -> None:
+        """A task of its own for each site: under differential privacy each gets back its own ledger's head."""
+        task = self.round.task(target).model_dump(mode="json")
+        super().send_model(
+            task_name=messages.TASK_TRAIN,
+            data=FLModel(
+                params_type=data.params_type,
+                params=data.params,
+                current_round=data.current_round,
+                total_rounds=data.total_rounds,
+                meta={messages.META_KEY: task},
+            ),
+            targets=[target],
+            timeout=max(1, round(self.job.plan.round_timeout_s)),
+            callback=callback,
+        )
 
     def _wait(self) -> None:
         while self.get_num_standing_tasks():
@@ -119,7 +150,8 @@ class DiffusionFedAvg(FedAvg):
     ) -> bool:
         code = result.get_return_code()
         if code and code != ReturnCode.OK and self._round is not None and not is_unknown_task:
-            self._round.refuse(client_name, f"site answered {code}")
+            private = self.job.plan.privacy is not None
+            self._round.refuse(client_name, messages.REFUSED_BY_POLICY if private else f"site answered {code}")
         accepted: bool = super()._accept_train_result(client_name, result, fl_ctx, is_unknown_task)
         return accepted and not is_unknown_task
 
@@ -166,5 +198,6 @@ class DiffusionFedAvg(FedAvg):
                 plan_digest=self.job.plan.digest,
                 round=self._state.rounds_done if self._state else self.job.submission.start_round,
                 reason=reason,
+                stamps=self.job.stamps if event == "started" else (),
             ),
         )

@@ -1,0 +1,142 @@
+"""A site's part of a private round without NVFlare: charge, train, note the answer, keep it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ctslices.files import write_whole
+from ctslices.store import MANIFEST
+from fedscan.federation import kept_answer
+from fedscan.federation.kept_answer import Kept
+from fedscan.federation.messages import LedgerHead, PrivateAnswer, Task
+from fedscan.federation.site_round import RefusedError, SiteTraining, shapes
+from fedscan.privacy.ledger import Entry, Head
+from fedscan.privacy.site_file import Site
+from fedscan.training import tensor_file
+from fedscan.training.trainer_client import TrainerDied
+from fedscan.training.weights import Weights, check_update, public_weight
+
+MARGIN_S = 0.5
+"""Before the answer's time: what noting and keeping an answer may take, and ending a child that was too slow."""
+RECEIVED_HEAD = "received_head.json"
+
+
+class PaidTraining(SiteTraining):
+    """Trains rounds of one private run. Nothing is trained that was not charged before, and nothing is charged for an
+    answer that is kept whole."""
+
+    def train_until(
+        self, task: Task, weights: Weights, abort: Callable[[], bool], due: float
+    ) -> tuple[PrivateAnswer, Weights]:
+        """One round; the answer is ready before `due` (time.monotonic), its time to leave.
+
+        Raises RefusedError, charging.Refused, LedgerError, SiteError, OSError and what Trainer.train_private raises:
+        whatever it is, the server may learn one constant.
+        """
+        self.wall.flush_messages()
+        self._check(task, weights)
+        site = self.site_now()
+        kept = self._kept(task, site)
+        if kept is None:
+            kept = self._train_and_keep(task, weights, site, abort, due)
+        if time.monotonic() > due:
+            raise RefusedError("the answer was not ready at its time: let the plan's answer_after_s be longer")
+        self.wall.tensors(
+            "out", task.round_number, shapes(kept.update), (self.folder / kept_answer.NAME).stat().st_size
+        )
+        return kept.answer, kept.update
+
+    def warm_up(self) -> None:
+        """Starts the child now, on the store as it lies there now."""
+        self._trained_on = self._store_mark()
+        super().warm_up()
+
+    def _kept(self, task: Task, site: Site) -> Kept | None:
+        """The answer that was given to this very task, if it is whole and the ledger says that it was paid for."""
+        kept = kept_answer.find(self.folder)
+        if kept is None or not kept.is_for(task):
+            kept_answer.drop(self.folder)
+            return None
+        ledger = site.open_ledger()
+        if task.ledger is not None and not ledger.contains(_head(task.ledger)):
+            raise RefusedError("the server recorded an entry that this site's ledger does not contain")
+        paid = ledger.paid_for(kept.entry)
+        return kept if paid is not None and paid.answer_sha256 == kept.sha256 else None
+
+    def _train_and_keep(self, task: Task, weights: Weights, site: Site, abort: Callable[[], bool], due: float) -> Kept:
+        received, trained = self.folder / "received.safetensors", self.folder / "trained.safetensors"
+        tensor_file.save_tensors(received, weights, {})
+        self.wall.tensors("in", task.round_number, shapes(weights), received.stat().st_size)
+        mark = self._same_store()
+        entry = self._paid_training(task, site, received, trained, abort, due)
+        if self._store_mark() != mark:
+            raise RefusedError("the store changed while it was trained on: the round is charged and not answered")
+        update, _ = tensor_file.load_tensors(trained)
+        trained.unlink()
+        if reasons := check_update(update, weights):
+            raise RefusedError("; ".join(reasons))
+        kept = Kept(self._answer(task, entry), entry.number, update)
+        kept_answer.keep(self.folder, kept, self.submission.expires)
+        ledger = site.open_ledger()
+        with ledger.lock():
+            ledger.note_answer(entry.number, kept.sha256)
+        return kept
+
+    def _paid_training(
+        self, task: Task, site: Site, received: Path, trained: Path, abort: Callable[[], bool], due: float
+    ) -> Entry:
+        """A child that dies is started again once: what it had trained may not be trained again on the old charge."""
+        for again in (True, False):
+            entry = self._pay(task, site)
+            left = due - MARGIN_S - time.monotonic()
+            try:
+                self._trainer.train_private(task.round_number, received, trained, left, abort, charge=entry.number)
+            except TrainerDied:
+                if not again:
+                    raise
+            else:
+                return entry
+        raise AssertionError("the second try returns or raises")
+
+    def _pay(self, task: Task, site: Site) -> Entry:
+        entry = self.charge(task, site)
+        if entry is None:
+            raise RefusedError("no ledger entry pays for this round")
+        return entry
+
+    def _answer(self, task: Task, entry: Entry) -> PrivateAnswer:
+        return PrivateAnswer(
+            plan_digest=task.plan_digest,
+            run_id=task.run_id,
+            round_number=task.round_number,
+            model_digest=task.model_digest,
+            weight=public_weight(self.plan, self.name),
+            ledger=LedgerHead(count=entry.head.count, mac=entry.head.mac),
+        )
+
+    def _same_store(self) -> str:
+        """The store's mark; a child that began on another state of the store is ended first."""
+        mark = self._store_mark()
+        if mark != self._trained_on:
+            self._trainer.stop()
+            self._trained_on = mark
+        return mark
+
+    def _store_mark(self) -> str:
+        return hashlib.sha256((self.setup.store / MANIFEST).read_bytes()).hexdigest()
+
+    _trained_on = ""
+
+
+def note_received_head(state: Path, task: Task) -> None:
+    """STATE/received_head.json: the last head of this site's ledger that a server sent back, for `site check`."""
+    if task.ledger is not None:
+        text = task.ledger.model_dump_json(indent=2) + "\n"
+        write_whole(state / RECEIVED_HEAD, text.encode(), mode=0o600)
+
+
+def _head(head: LedgerHead) -> Head:
+    return Head(count=head.count, mac=head.mac)

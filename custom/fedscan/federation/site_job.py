@@ -1,0 +1,151 @@
+"""One deployed job at a site: what is answered to a task, and when. Of NVFlare it knows the return codes alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvflare.apis.fl_constant import ReturnCode
+
+from fedscan.federation import kept_answer, refusals
+from fedscan.federation.answer_form import form_of
+from fedscan.federation.messages import REFUSED_BY_POLICY, Answer, MessageError, PrivateAnswer, parse_task
+from fedscan.federation.paid_round import PaidTraining, note_received_head
+from fedscan.federation.places import CLIENT_CONFIG, PlacesError, plan_and_submission, site_places
+from fedscan.federation.site_round import RefusedError, SiteTraining
+from fedscan.federation.site_setup import SiteSetup
+from fedscan.federation.submitter import verified_submitter
+from fedscan.plan import Plan, Submission
+from fedscan.privacy.charging import Refused
+from fedscan.privacy.ledger import LedgerError
+from fedscan.privacy.site_file import SiteError
+from fedscan.privacy_plan import PrivacyPlan
+from fedscan.training.trainer_client import TrainerAborted, TrainerDied, TrainerError, TrainerRefused
+from fedscan.training.weights import Weights
+
+LOOK_EVERY_S = 0.2
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An answer that may go to the door."""
+
+    record: Answer | PrivateAnswer
+    update: Weights
+
+
+class SiteJob:
+    """A job from its deployed app folder and the site's own files."""
+
+    def __init__(self, plan: Plan, submission: Submission, setup: SiteSetup, training: SiteTraining) -> None:
+        self.plan = plan
+        self.submission = submission
+        self.setup = setup
+        self.training = training
+
+    @classmethod
+    def open(cls, app: Path, root_ca: Path, scope_properties: object, name: str) -> SiteJob:
+        """`name` is the site's own in the federation. Raises PlacesError, SiteError, OSError."""
+        plan, submission = plan_and_submission(app / "config" / CLIENT_CONFIG)
+        if submission.is_expired():
+            raise PlacesError(f"the submission expired at {submission.expires}: submit the job anew")
+        setup = SiteSetup.of(site_places(scope_properties))
+        if setup.site is None:
+            if plan.privacy is not None:
+                raise PlacesError("the plan is private and must be charged, but this site has no ledger")
+            return cls(plan, submission, setup, SiteTraining(setup, plan, submission, name))
+        if setup.site.name != name:
+            raise PlacesError(f"site.json is that of {setup.site.name!r}, the federation calls this site {name!r}")
+        kept_answer.drop_expired(setup.state)
+        kind = SiteTraining if plan.privacy is None else PaidTraining
+        return cls(plan, submission, setup, kind(setup, plan, submission, name, verified_submitter(app, root_ca)))
+
+    def warm_up(self) -> None:
+        """Loads at the child and here what the first round needs, while the server still prepares it."""
+        self.training.warm_up()
+        form_of(self.plan)
+
+    def complete(self) -> None:
+        """The server said that the run is complete: its last answer is not asked for again."""
+        kept_answer.drop(self.training.folder)
+
+    def answer(self, record: object, weights: Weights, abort: Callable[[], bool], came: float) -> Ready | str:
+        """What to answer to a task that came at `came` (time.monotonic): an answer, or a return code.
+
+        Under differential privacy it returns at the plan's public time, whatever it is.
+        """
+        if isinstance(self.training, PaidTraining) and self.plan.privacy is not None:
+            return self._private(self.training, self.plan.privacy, record, weights, abort, came)
+        return self._plain(record, weights, abort)
+
+    def _plain(self, record: object, weights: Weights, abort: Callable[[], bool]) -> Ready | str:
+        try:
+            return Ready(*self.training.train(parse_task(record), weights, abort))
+        except TrainerAborted:
+            return str(ReturnCode.TASK_ABORTED)
+        except Refused as refused:
+            self.note(refused.reasons)
+            return REFUSED_BY_POLICY
+        except (MessageError, RefusedError, TrainerRefused) as error:
+            self.note((str(error),))
+            return str(ReturnCode.BAD_TASK_DATA)
+        except (TrainerError, SiteError, OSError, ValueError) as error:
+            self.note((reason_of(error),))
+            return str(ReturnCode.EXECUTION_EXCEPTION)
+
+    def _private(
+        self,
+        training: PaidTraining,
+        privacy: PrivacyPlan,
+        record: object,
+        weights: Weights,
+        abort: Callable[[], bool],
+        came: float,
+    ) -> Ready | str:
+        due = came + privacy.answer_after_s
+        result: Ready | str
+        try:
+            task = parse_task(record)
+            note_received_head(self.setup.state, task)
+            result = Ready(*training.train_until(task, weights, abort, due))
+        except TrainerAborted:
+            return str(ReturnCode.TASK_ABORTED)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the server learns one constant at the public time
+            self.note(error.reasons if isinstance(error, Refused) else (reason_of(error),))
+            result = REFUSED_BY_POLICY
+        return result if _wait(due, abort) else str(ReturnCode.TASK_ABORTED)
+
+    def note(self, reasons: tuple[str, ...]) -> None:
+        """Keeps the reasons of a refusal at the site."""
+        refusals.note(self.setup.state, "round", reasons, self.submission.run_id)
+
+
+def refuse_at_its_time(config: Path | None, abort: Callable[[], bool], came: float) -> str:
+    """The answer of a site that is not set up for the job it was given: under differential privacy the constant, at
+    the public time, as any refusal."""
+    if config is None:
+        return REFUSED_BY_POLICY
+    try:
+        plan, _ = plan_and_submission(config)
+    except PlacesError:
+        return REFUSED_BY_POLICY
+    if plan.privacy is None:
+        return str(ReturnCode.EXECUTION_EXCEPTION)
+    return REFUSED_BY_POLICY if _wait(came + plan.privacy.answer_after_s, abort) else str(ReturnCode.TASK_ABORTED)
+
+
+def reason_of(error: Exception) -> str:
+    """Our own errors are written to be shown at the site; others may quote data, so only their kind is."""
+    own = (PlacesError, SiteError, LedgerError, RefusedError, MessageError, TrainerDied, TrainerError)
+    return str(error) if isinstance(error, own) else type(error).__name__
+
+
+def _wait(due: float, abort: Callable[[], bool]) -> bool:
+    """Until `due`; False when aborted before."""
+    while (left := due - time.monotonic()) > 0.0:
+        if abort():
+            return False
+        time.sleep(min(LOOK_EVERY_S, left))
+    return True
