@@ -7,43 +7,34 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from ctslices.store import SliceStore
 from fedscan import __version__
 from fedscan.plan import Plan
-from fedscan.training import checkpoints, local
+from fedscan.privacy.noise import NoiseSource, SecureNoise
+from fedscan.training import checkpoints
 from fedscan.training.checkpoints import Checkpoint
 from fedscan.training.data import TrainingSet
 from fedscan.training.ema import Ema
-from fedscan.training.local import LocalTrainer, RoundResult
+from fedscan.training.in_process_sites import PlainSite, PrivateSite, PrivateSiteReport, SiteReport, Trained
+from fedscan.training.local import Progress
 from fedscan.training.model_file import save_model
 from fedscan.training.optimiser import OptimiserState
+from fedscan.training.privacy_statement import REPRODUCIBLE, privacy_statement
+from fedscan.training.private_round import PrivateProgress
 from fedscan.training.sampling import sample_sites
 from fedscan.training.site_state import SiteStates
-from fedscan.training.weights import Accumulator, Weights, contribution_weight, initial_weights, shares, update_norm
+from fedscan.training.weights import Accumulator, Weights, initial_weights, shares
 
+OnStep: TypeAlias = Callable[[str, int, Progress | PrivateProgress], None]
 MODEL_NAME = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class SiteReport:
-    """One site's part of a round."""
-
-    loss: float
-    epoch_losses: tuple[float, ...]
-    examples: int
-    patients: int
-    steps: int
-    share: float
-    """Of this site's update in the new global model."""
-    update_norm: float
 
 
 @dataclass(frozen=True)
@@ -51,9 +42,9 @@ class RoundReport:
     """One round: who trained, what it came to, and the global state after it."""
 
     round_number: int
-    sites: dict[str, SiteReport]
-    loss: float
-    """Of the sites, by their shares."""
+    sites: dict[str, SiteReport | PrivateSiteReport]
+    loss: float | None
+    """Of the sites, by their shares; None under DP, where no loss is told."""
     seconds: float
     state: Checkpoint
 
@@ -77,11 +68,12 @@ def run(
     out: Path | None = None,
     on_round: Callable[[RoundReport], None] | None = None,
     *,
-    on_step: Callable[[str, int, local.Progress], None] | None = None,
+    on_step: OnStep | None = None,
     initial: Weights | None = None,
     until_round: int | None = None,
     threads: int = 1,
     device: torch.device | str = "cpu",
+    noise: Callable[[str], NoiseSource] | None = None,
 ) -> Outcome:
     """Trains the plan's rounds over the sites' stores.
 
@@ -89,11 +81,14 @@ def run(
     goes on from the newest, and `out`/model.safetensors is the finished model; without it all stays in memory.
     `initial` are weights to start from in place of the seed's (the model that `plan.init_sha256` names).
     `until_round` stops earlier than the plan, after so many rounds in all. `on_step` is told (site, round, step).
+
+    A private plan is for studies here, on data that need no protection: nothing is charged, there is no ledger. `noise`
+    gives each site its source (default: secure noise, so that no two runs are the same).
     """
     if plan.init_sha256 is not None and initial is None:
         raise ValueError(f"the plan starts from model {plan.init_sha256[:12]}: pass its weights as `initial`")
     with _threads(threads):
-        federation = _Federation(plan, stores, out, device)
+        federation = _Federation(plan, stores, out, device, noise or (lambda _: SecureNoise()))
         state = federation.start(initial)
         reports = []
         for _ in range(state.rounds_done, plan.rounds if until_round is None else min(until_round, plan.rounds)):
@@ -109,7 +104,12 @@ def run(
 
 class _Federation:
     def __init__(
-        self, plan: Plan, stores: Mapping[str, Path | TrainingSet], out: Path | None, device: torch.device | str
+        self,
+        plan: Plan,
+        stores: Mapping[str, Path | TrainingSet],
+        out: Path | None,
+        device: torch.device | str,
+        noise: Callable[[str], NoiseSource],
     ) -> None:
         if not stores:
             raise ValueError("no sites: name at least one site and its store")
@@ -117,14 +117,19 @@ class _Federation:
         self.run_id = plan.digest[:32]
         self.checkpoints = None if out is None else out / "checkpoints"
         self.ema = Ema(plan.ema.half_life_rounds)
-        self.trainers = {
-            site: LocalTrainer(plan, _training_set(store, plan), site, device) for site, store in sorted(stores.items())
-        }
+        self.sites: dict[str, PlainSite | PrivateSite] = {}
+        for site, store in sorted(stores.items()):
+            data = _training_set(store, plan)
+            self.sites[site] = (
+                PlainSite(plan, data, site, device)
+                if plan.privacy is None
+                else PrivateSite(plan, data, site, device, noise(site))
+            )
         self.states: dict[str, SiteStates | _MemoryStates] = {
             site: _MemoryStates()
             if out is None
             else SiteStates(out / "sites" / site, plan_digest=plan.digest, run_id=self.run_id, site=site)
-            for site in self.trainers
+            for site in self.sites
         }
 
     def start(self, initial: Weights | None) -> Checkpoint:
@@ -135,28 +140,24 @@ class _Federation:
         weights = initial_weights(self.plan) if initial is None else initial
         return Checkpoint(0, weights, weights, 0)
 
-    def round(
-        self, state: Checkpoint, on_step: Callable[[str, int, local.Progress], None] | None = None
-    ) -> RoundReport:
+    def round(self, state: Checkpoint, on_step: OnStep | None = None) -> RoundReport:
         started, number = time.monotonic(), state.rounds_done
-        asked = sample_sites(self.trainers, self.plan.clients_per_round, self.plan.seed, number)
-        parts = shares({site: self._weight(site) for site in asked})
+        parts = shares({site: self.sites[site].weight for site in self._asked(number)})
         sums = Accumulator()
-        sites: dict[str, SiteReport] = {}
+        sites: dict[str, SiteReport | PrivateSiteReport] = {}
         for site, share in parts.items():
-            result = self._train(site, number, state.weights, on_step)
-            sums.add(site, share, result.update)
-            sites[site] = _report(result, share)
+            trained = self._train(site, number, state.weights, on_step)
+            sums.add(site, share, trained.update)
+            sites[site] = trained.report(share)
         weights = sums.result(state.weights)
         ema = self.ema.update(state.ema, weights, state.ema_count)
         after = Checkpoint(number + 1, weights, ema, state.ema_count + 1)
         if self.checkpoints is not None:
             checkpoints.save(self.checkpoints, after, self.plan, self.run_id)
-        loss = math.fsum(report.share * report.loss for report in sites.values())
-        return RoundReport(number, sites, loss, time.monotonic() - started, after)
+        return RoundReport(number, sites, _loss(sites.values()), time.monotonic() - started, after)
 
     def provenance(self, state: Checkpoint) -> dict[str, Any]:
-        data = [trainer.data for trainer in self.trainers.values()]
+        data = [site.data for site in self.sites.values()]
         fields = {one.field_mm for one in data}
         return {
             "unit": "patient" if all(one.unit == "patient" for one in data) else "image",
@@ -165,29 +166,31 @@ class _Federation:
             "run_id": self.run_id,
             "plan_digest": self.plan.digest,
             "rounds_done": state.rounds_done,
-            "sites": {
-                site: {"examples": trainer.data.examples, "patients": trainer.data.patients, "unit": trainer.data.unit}
-                for site, trainer in self.trainers.items()
-            },
+            "sites": {name: site.provenance() for name, site in self.sites.items()},
             "weights": "ema" if self.plan.ema.half_life_rounds > 0 else "raw",
             "trained": "in one process, without a federation",
             "fedscan_version": __version__,
-            "privacy": "none: trained without differential privacy",
+            "privacy": self._privacy(state.rounds_done),
         }
 
-    def _weight(self, site: str) -> float:
-        data = self.trainers[site].data
-        return contribution_weight(self.plan, data.examples, data.patients)
+    def _privacy(self, rounds_done: int) -> str:
+        asked = [self._asked(number) for number in range(rounds_done)]
+        private = [site for site in self.sites.values() if isinstance(site, PrivateSite)]
+        remark = "no ledger: trained in one process"
+        if any(site.noise.reproducible for site in private):
+            remark = f"{REPRODUCIBLE}; {remark}"
+        return privacy_statement(self.plan, {site: sum(site in one for one in asked) for site in self.sites}, remark)
 
-    def _train(
-        self, site: str, number: int, weights: Weights, on_step: Callable[[str, int, local.Progress], None] | None
-    ) -> RoundResult:
+    def _asked(self, number: int) -> list[str]:
+        return sample_sites(self.sites, self.plan.clients_per_round, self.plan.seed, number)
+
+    def _train(self, site: str, number: int, weights: Weights, on_step: OnStep | None) -> Trained:
         before = self.states[site].before(number, weights)
-        report = None if on_step is None else lambda step: on_step(site, number, step)
-        result = self.trainers[site].round(weights, number, before[1] if before else None, report)
-        if result.state is not None:
-            self.states[site].save(number, result.state)
-        return result
+        progress = None if on_step is None else lambda step: on_step(site, number, step)
+        trained = self.sites[site].train(weights, number, before[1] if before else None, progress)
+        if trained.state is not None:
+            self.states[site].save(number, trained.state)
+        return trained
 
 
 class _MemoryStates:
@@ -207,16 +210,9 @@ def _training_set(store: Path | TrainingSet, plan: Plan) -> TrainingSet:
     return store if isinstance(store, TrainingSet) else TrainingSet.from_store(SliceStore.open(store), plan)
 
 
-def _report(result: RoundResult, share: float) -> SiteReport:
-    return SiteReport(
-        loss=result.loss,
-        epoch_losses=result.epoch_losses,
-        examples=result.examples,
-        patients=result.patients,
-        steps=result.steps,
-        share=share,
-        update_norm=update_norm(result.update),
-    )
+def _loss(sites: Iterable[SiteReport | PrivateSiteReport]) -> float | None:
+    plain = [report for report in sites if isinstance(report, SiteReport)]
+    return math.fsum(report.share * report.loss for report in plain) if plain else None
 
 
 @contextmanager

@@ -1,49 +1,56 @@
-"""What a private trainer makes sure of before its first round: patients' gradients are each their own, and fit memory."""
+"""What a private trainer makes sure of before its first round: patients' gradients are apart, and fit memory."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedscan.diffusion.network import DiffusionNetwork
-from fedscan.diffusion.process import loss_per_slice
-from fedscan.diffusion.schedule import Schedule
+from fedscan.diffusion.process import Denoiser
 from fedscan.plan import Plan
 from fedscan.privacy.gradients import PatientGradients
-from fedscan.privacy_plan import PrivacyPlan
 from fedscan.training.round_trainer import TrainingError
 from fedscan.training.seeds import derived_generator
 
-GRADIENT_BYTES = 2**30
-"""Of all patients' gradients held at once."""
 TOLERANCE = 1e-6
 """Of a patient's gradient, in float64, relative to its norm."""
+GRADIENT_BYTES = 2**30
+"""Of all patients' gradients held at once."""
+ACTIVATION_BYTES = 2**30
+"""Of all rows' activations held at once."""
+PEAK = 1.6
+"""Most memory of a forward and backward over what autograd keeps between them (measured 1.0 to 1.9, presets)."""
 _ROWS, _OTHERS = 2, 2
 
 
-def physical_patients(privacy: PrivacyPlan, trained: Iterable[nn.Parameter]) -> int:
-    """Patients whose gradients are held at once: as many as fit 1 GiB in float32, at least one."""
-    return max(1, GRADIENT_BYTES // (4 * sum(parameter.numel() for parameter in trained)))
+class Losses(Protocol):
+    """`RoundTrainer.losses`."""
+
+    def __call__(self, network: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, labels: Tensor | None) -> Tensor:
+        """float32 [n], unreduced."""
+        ...
 
 
-def check_independence(network: DiffusionNetwork, plan: Plan) -> None:
-    """Trains nothing: the gradient of a patient of random data must stay the same when other patients join the batch.
+def check_independence(network: DiffusionNetwork, plan: Plan, losses: Losses) -> None:
+    """The gradient of a patient of random data must stay the same when other patients join the batch.
 
-    Raises TrainingError where it does not: a layer or a loss mixes rows, and clipping would bound nobody. A copy of
+    Raises TrainingError where it does not: a layer or the loss mixes rows, and clipping would bound nobody. A copy of
     `network` is used, with weights that are all away from zero: a fresh network's gradients vanish. The pictures are
     small: whether rows mix does not hang on their size.
     """
-    probe = copy.deepcopy(network).cpu().double()
+    probe = copy.deepcopy(network).double()
     generator = derived_generator("self-test", plan.seed)
     with torch.no_grad():
         for parameter in probe.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-    rows = _random_rows(plan, probe, generator)
-    alone = _first_gradient(probe, plan, rows, 1)
-    beside = _first_gradient(probe, plan, rows, 1 + _OTHERS)
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator).to(parameter)
+    smallest = plan.model.fold * 2 ** (len(plan.model.arguments.channels) - 1)
+    rows = _random_rows(plan, min(plan.model.size, 4 * smallest), generator)
+    alone = _first_gradient(probe, losses, rows, 1)
+    beside = _first_gradient(probe, losses, rows, 1 + _OTHERS)
     apart = float((alone - beside).norm() / alone.norm())
     if not apart <= TOLERANCE:
         raise TrainingError(
@@ -52,29 +59,53 @@ def check_independence(network: DiffusionNetwork, plan: Plan) -> None:
         )
 
 
-def _random_rows(plan: Plan, network: DiffusionNetwork, generator: torch.Generator) -> list[Tensor]:
-    """x0, t, noise and labels [_ROWS, 1 + _OTHERS, ...] of patients whose values differ a hundredfold."""
+def physical_patients(plan: Plan, rows_per_patient: int, trained: int, losses: Callable[[list[Tensor]], Tensor]) -> int:
+    """Patients in memory at once: as many as fit a GiB of gradients (`trained` float32 values each) and one of
+    activations, at least one. `losses` are those of one patient's rows (x0, t, noise, labels), with their graph.
+    """
+    rows = _random_rows(plan, plan.model.size, derived_generator("memory", plan.seed))
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        graph = losses([_of_first(part, 1) for part in rows])
+    bytes_per_row = PEAK * sum(kept.values()) / _ROWS
+    del graph
+    fit = min(GRADIENT_BYTES / (4 * trained), ACTIVATION_BYTES / (bytes_per_row * rows_per_patient))
+    return max(1, int(fit))
+
+
+def _random_rows(plan: Plan, size: int, generator: torch.Generator) -> list[Tensor]:
+    """x0, t, noise and labels [_ROWS, 1 + _OTHERS, ...]; the others' values are a hundred times the first's."""
     shape = (_ROWS, 1 + _OTHERS)
-    size = min(plan.model.size, 4 * plan.model.fold * 2 ** (len(plan.model.arguments.channels) - 1))
     x0 = torch.randn((*shape, 1, size, size), generator=generator)
     x0[:, 1:] *= 100.0
     t = torch.randint(plan.diffusion.num_train_timesteps, shape, generator=generator)
     noise = torch.randn(x0.shape, generator=generator)
-    return [x0, t, noise, torch.randint(network.no_label + 1, shape, generator=generator)]
+    labels = torch.randint(len(plan.model.classes) + 1, shape, generator=generator)
+    return [x0, t, noise, labels]
 
 
-def _first_gradient(network: DiffusionNetwork, plan: Plan, rows: list[Tensor], patients: int) -> Tensor:
+def _of_first(part: Tensor, patients: int) -> Tensor:
+    """[_ROWS, all, ...] -> [_ROWS * patients, ...], slice-major."""
+    return part[:, :patients].flatten(0, 1)
+
+
+def _first_gradient(network: DiffusionNetwork, losses: Losses, rows: list[Tensor], patients: int) -> Tensor:
     """float64 [D] of patient 0 in a batch of the first so many."""
-    x0, t, noise, labels = (part[:, :patients].flatten(0, 1) for part in rows)
+    x0, t, noise, labels = (_of_first(part, patients) for part in rows)
     gradients = PatientGradients(network)
 
     def denoiser(x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         prediction: Tensor = gradients(x.double(), t, labels, patients=patients)
         return prediction
 
-    given = labels if plan.model.classes else None
-    losses = loss_per_slice(denoiser, Schedule.from_plan(plan.diffusion), plan.diffusion, x0, t, noise, given)
-    losses.sum().div(_ROWS).backward()  # type: ignore[no-untyped-call]
-    first = torch.cat([parameter.grad_sample[0].double().flatten() for parameter in network.parameters()])  # type: ignore[union-attr]
+    of_rows = losses(denoiser, x0, t, noise, labels if network.no_label else None)
+    of_rows.sum().div(_ROWS).backward()  # type: ignore[no-untyped-call]
+    of_first = [parameter.grad_sample[0].flatten() for parameter in gradients.trainable_parameters.values()]
     gradients.remove()
-    return first
+    return torch.cat(of_first)

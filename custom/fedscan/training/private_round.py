@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedscan.plan import Plan
 from fedscan.privacy.gradients import PatientGradients
@@ -56,8 +57,18 @@ class PrivateTrainer(RoundTrainer):
     noise, from the `NoiseSource` alone.
     """
 
-    def __init__(self, plan: Plan, data: TrainingSet, site: str, device: torch.device | str = "cpu") -> None:
-        """Raises TrainingError where the plan has no privacy or does not name the site, or where in the network one
+    def __init__(
+        self,
+        plan: Plan,
+        data: TrainingSet,
+        site: str,
+        device: torch.device | str = "cpu",
+        *,
+        allow_reproducible: bool = False,
+    ) -> None:
+        """`allow_reproducible` is for a demonstration, whose policy stamps every output with it, and for studies.
+
+        Raises TrainingError where the plan has no privacy or does not name the site, or where in the network one
         patient's gradient depends on another's rows; DataError for data of another unit."""
         self.privacy, self.sampling = _of_site(plan, site)
         if data.unit != self.privacy.unit:
@@ -66,12 +77,18 @@ class PrivateTrainer(RoundTrainer):
                 "make it with TrainingSet.from_store and this plan"
             )
         super().__init__(plan, data, site, device)
-        check_independence(self.network, plan)
+        check_independence(self.network, plan, self.losses)
         trainable = trainable_names(self.network, self.privacy.trainable)
         self.trained = {name: parameter for name, parameter in self.parameters.items() if name in trainable}
         self._patients = PatientRows(plan, self.privacy, data, self.network.no_label)
         self._gradients = PatientGradients(self.network, trainable)
-        self.physical_patients = physical_patients(self.privacy, self.trained.values())
+        self._allow_reproducible = allow_reproducible
+        self.physical_patients = physical_patients(
+            plan,
+            self.privacy.rows_per_patient,
+            sum(parameter.numel() for parameter in self.trained.values()),
+            lambda rows: self._losses(1, *rows),
+        )
         self.local_note = ""
         """On the last round, for the site's own log: it counts patients."""
 
@@ -83,7 +100,7 @@ class PrivateTrainer(RoundTrainer):
         noise: NoiseSource,
         progress: Callable[[PrivateProgress], None] | None = None,
     ) -> PrivateResult:
-        """Trains from global `weights` (float32, CPU) for the plan's `local_steps`, all of which must have been charged.
+        """Trains from global `weights` (float32, CPU) for the plan's `local_steps`, which must all be charged already.
 
         `state` is that of an earlier round; ignored if made anew. Raises TrainingError for weights that do not fit; a
         patient whose gradient is not finite counts as zero and stops nothing.
@@ -95,7 +112,7 @@ class PrivateTrainer(RoundTrainer):
         before = state if keep else None
         life = before.steps if before else 0
         inner = build_optimiser(training, self.trained, before)
-        mechanism = Mechanism(self.privacy, self.sampling, total, noise)
+        mechanism = Mechanism(self.privacy, self.sampling, total, noise, allow_reproducible=self._allow_reproducible)
         optimiser = mechanism.optimiser(inner)
         for step in range(total):
             share = (round_number + step / total) / self.plan.rounds
@@ -112,19 +129,23 @@ class PrivateTrainer(RoundTrainer):
             state=state_of(inner, self.parameters, life + total) if keep else None,
         )
 
-    def _losses_of(self, round_number: int, step: int) -> Callable[[NDArray[np.int64]], torch.Tensor]:
+    def _losses_of(self, round_number: int, step: int) -> Callable[[NDArray[np.int64]], Tensor]:
         """From patients (int64 [P]) to their losses, float32 [R * P], slice-major, ready for a backward by patient."""
 
-        def losses(patients: NDArray[np.int64]) -> torch.Tensor:
+        def losses(patients: NDArray[np.int64]) -> Tensor:
             rows = self._patients.batch(patients, round_number, step)
-
-            def denoiser(x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-                prediction: torch.Tensor = self._gradients(x, t, labels, patients=len(patients))
-                return prediction
-
-            return self.losses(denoiser, rows.x0, rows.t, rows.noise, rows.labels)
+            return self._losses(len(patients), rows.x0, rows.t, rows.noise, rows.labels)
 
         return losses
+
+    def _losses(self, patients: int, x0: Tensor, t: Tensor, noise: Tensor, labels: Tensor | None) -> Tensor:
+        """Loss of each row of so many patients, whose backward brings a gradient for each of them."""
+
+        def denoiser(x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+            prediction: Tensor = self._gradients(x, t, labels, patients=patients)
+            return prediction
+
+        return self.losses(denoiser, x0, t, noise, labels if self.network.no_label else None)
 
 
 def _of_site(plan: Plan, site: str) -> tuple[PrivacyPlan, SiteSampling]:

@@ -31,8 +31,8 @@ class RoundTrainer:
         self.parameters: dict[str, nn.Parameter] = dict(self.network.named_parameters())
 
     def losses(self, network: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, labels: Tensor | None) -> Tensor:
-        """Loss of each row under `network` (ours, or what wraps it), float32 [n], unreduced; the other arguments (on the
-        CPU) are those of `loss_per_slice`."""
+        """Loss of each row under `network` (ours, or what wraps it), float32 [n], unreduced. The other arguments are
+        those of `loss_per_slice`, on the CPU."""
         return loss_per_slice(
             network,
             self.schedule,

@@ -116,7 +116,13 @@ class PrivateChild(_Child):
         from fedscan.training.private_round import PrivateTrainer
 
         super().__init__(start)
-        self._trainer = PrivateTrainer(start.plan, self._data, start.site, self._device)
+        self._trainer = PrivateTrainer(
+            start.plan,
+            self._data,
+            start.site,
+            self._device,
+            allow_reproducible=start.reproducible_noise_seed is not None,
+        )
         self._secure: NoiseSource | None = None
         self._paid = -1
 

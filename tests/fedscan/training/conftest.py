@@ -12,6 +12,7 @@ import torch
 
 from ctslices.store import write_store
 from fedscan.plan import EmaPlan, ModelPlan, Plan, TrainingPlan, UNet
+from fedscan.privacy_plan import PrivacyPlan
 
 UNET = UNet(channels=(8, 16), attention_levels=(False, False), norm_num_groups=4, num_head_channels=8)
 
@@ -35,6 +36,27 @@ def _plan(classes: tuple[str, ...] = (), **changes: Any) -> Plan:
     return Plan(
         **{"model": model, "training": TrainingPlan(**training), "ema": EmaPlan(half_life_rounds=1.0), **of_plan}
     )
+
+
+@pytest.fixture(scope="session")
+def make_private() -> Callable[..., Plan]:
+    """Makes private plans of the small network; see `_private_plan`."""
+    return _private_plan
+
+
+def _private_plan(**changes: Any) -> Plan:
+    """A private plan of sites a, b, c in which everybody is drawn each step and no noise to speak of is added.
+
+    `changes` go to the privacy part, or where they belong.
+    """
+    privacy: dict[str, Any] = {
+        "noise_multiplier": 1e-9,
+        "delta": 1e-3,
+        "sites": {site: {"sample_rate": 1.0, "expected_patients_per_step": 5.0} for site in "abc"},
+        "from_scratch": True,
+        **{key: changes.pop(key) for key in tuple(changes) if key in PrivacyPlan.model_fields},
+    }
+    return _plan(**{"local_steps": 2, "weighting": "uniform", "privacy": privacy, **changes})
 
 
 @pytest.fixture
