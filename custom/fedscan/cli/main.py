@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fedscan.cli import job
+from fedscan.cli import job, policy, site, store
+from fedscan.cli.budget import budget
 from fedscan.cli.deal import deal
 from fedscan.cli.demo import demo
 from fedscan.cli.generate import generate
@@ -21,7 +22,9 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     help="""Hospitals train one diffusion model of chest CT together, and every scan stays at home.
 
-**At a hospital:** `prepare` turns an export of CT scans into a slice store, `inspect` shows what is in it.
+**At a hospital:** `prepare` turns an export of CT scans into a slice store, `inspect` shows what is in it, `site init`
+makes the site's key, ledger and policy, `policy check` asks what the site would say to a job, `site approve` approves
+one, `budget` shows what was spent and what is left, `store forget` takes patients out.
 
 **As a researcher:** `job new` makes a job from a template in jobs/, `job check` says what is wrong with it, `job run`
 trains it over the sites, `job resume` goes on after a stop, `generate` draws synthetic slices from the model,
@@ -50,7 +53,11 @@ def _main(
 
 app.command("prepare")(prepare)
 app.command("inspect")(inspect)
+app.add_typer(site.app, name="site")
+app.add_typer(policy.app, name="policy")
+app.add_typer(store.app, name="store")
 app.add_typer(job.app, name="job")
+app.command("budget")(budget)
 app.command("deal")(deal)
 app.command("generate")(generate)
 app.command("demo")(demo)

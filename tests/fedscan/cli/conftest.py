@@ -1,0 +1,42 @@
+"""A site made by the command itself, and a private job for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fedscan.cli.main import app
+
+Command = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def command() -> Command:
+    """Runs `fedscan` with these arguments: exit status and all that it said."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result.exit_code, result.output
+
+    return run
+
+
+@pytest.fixture
+def private_job(repository: Path, tmp_path: Path, command: Command) -> Path:
+    """A job of 20 rounds under DP for site `a`."""
+    privacy = {
+        "noise_multiplier": 3.0,
+        "delta": 1e-4,
+        "sites": {"a": {"sample_rate": 0.25, "expected_patients_per_step": 15.0}},
+    }
+    settings = [f"privacy={json.dumps(privacy)}", "init_sha256=" + "d" * 64, "weighting=uniform", "rounds=20"]
+    settings += ["training.local_steps=10", "min_responses=1", "model.size=16", "model.preset=tiny"]
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    code, output = command("job", "new", repository / "jobs" / "ct_fedavg", tmp_path / "job", *arguments)
+    assert code == 0, output
+    return tmp_path / "job"
