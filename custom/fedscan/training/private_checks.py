@@ -46,7 +46,7 @@ def check_independence(network: DiffusionNetwork, plan: Plan, losses: Losses) ->
     generator = derived_generator("self-test", plan.seed)
     with torch.no_grad():
         for parameter in probe.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=0.05)
     smallest = plan.model.fold * 2 ** (len(plan.model.arguments.channels) - 1)
     rows = _random_rows(plan, min(plan.model.size, 4 * smallest), generator)
     alone = _first_gradient(probe, losses, rows, 1)
@@ -106,6 +106,6 @@ def _first_gradient(network: DiffusionNetwork, losses: Losses, rows: list[Tensor
 
     of_rows = losses(denoiser, x0, t, noise, labels if network.no_label else None)
     of_rows.sum().div(_ROWS).backward()  # type: ignore[no-untyped-call]
-    of_first = [parameter.grad_sample[0].flatten() for parameter in gradients.trainable_parameters.values()]
+    of_first = [p.grad_sample[0].flatten() for p in gradients.trainable_parameters.values()]  # type: ignore[attr-defined]
     gradients.remove()
     return torch.cat(of_first)
