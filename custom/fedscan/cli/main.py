@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from fedscan.cli import job, policy, site, store
+from fedscan.cli import job, policy, site, site_backup, store
 from fedscan.cli.budget import budget
 from fedscan.cli.deal import deal
 from fedscan.cli.demo import demo
 from fedscan.cli.generate import generate
 from fedscan.cli.inspect import inspect
 from fedscan.cli.prepare import prepare
+from fedscan.cli.warm_start import warm_start
 
 app = typer.Typer(
     name="fedscan",
@@ -28,7 +29,7 @@ one, `budget` shows what was spent and what is left, `store forget` takes patien
 
 **As a researcher:** `job new` makes a job from a template in jobs/, `job check` says what is wrong with it, `job run`
 trains it over the sites, `job resume` goes on after a stop, `generate` draws synthetic slices from the model,
-`deal` splits one store over several sites for a study.
+`warm-start` makes a public start for private training, `deal` splits one store over several sites for a study.
 
 **To see it all at once:** `demo`.""",
 )
@@ -53,11 +54,13 @@ def _main(
 
 app.command("prepare")(prepare)
 app.command("inspect")(inspect)
+site_backup.register(site.app)
 app.add_typer(site.app, name="site")
 app.add_typer(policy.app, name="policy")
 app.add_typer(store.app, name="store")
 app.add_typer(job.app, name="job")
 app.command("budget")(budget)
+app.command("warm-start")(warm_start)
 app.command("deal")(deal)
 app.command("generate")(generate)
 app.command("demo")(demo)

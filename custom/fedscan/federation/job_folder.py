@@ -128,10 +128,29 @@ def site_name_findings(sites: Sequence[str]) -> list[Finding]:
     return found
 
 
+def plan_of_network(job: Path) -> Plan:
+    """A plain plan with the network, window, process and precision of a job or template. Raises JobError."""
+    where = str(job / CLIENT_PATH)
+    raw = _read(job / CLIENT_PATH).get("plan")
+    if not isinstance(raw, dict):
+        raise JobError([Finding("error", where, "has no `plan`: is this a template from jobs/?")])
+    network = {part: raw[part] for part in ("model", "window", "diffusion") if part in raw}
+    if isinstance(training := raw.get("training"), dict) and "precision" in training:
+        network["training"] = {"precision": training["precision"]}
+    return parse_plan(network, where)
+
+
 def remembered_init(job: Path) -> Path | None:
-    """The file that `job new --init` was given; it is noted beside the job folder, never in it."""
+    """The file that `job new --init` was given (noted beside the job folder, never in it), or the model of that
+    SHA-256 that comes with the package."""
+    from fedscan.training import public_start
+
     note = _init_note(job)
-    return Path(_read(note)["init"]) if note.exists() else None
+    if note.exists():
+        return Path(_read(note)["init"])
+    plan = _read(job / CLIENT_PATH).get("plan")
+    sha256 = plan.get("init_sha256") if isinstance(plan, dict) else None
+    return public_start.builtin(sha256) if isinstance(sha256, str) else None
 
 
 def file_sha256(path: Path) -> str:
