@@ -8,12 +8,9 @@ from typing import Any, Literal
 
 import torch
 from opacus.grad_sample import AbstractGradSampleModule
-from opacus.validators import ModuleValidator
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
-from fedscan.privacy.gradient_functions import LAYER_KINDS, LayerKind
+from fedscan.privacy.gradient_layers import LAYER_KINDS, LayerKind, refusals
 from fedscan.privacy.gradient_loop import looped
 from fedscan.privacy.gradient_rows import EvenRows, GradientError, PatientBatch, Rows, UnevenRows
 
@@ -38,7 +35,7 @@ class PatientGradients(AbstractGradSampleModule):
     def __init__(
         self, module: nn.Module, trainable: Collection[str] | None = None, *, engine: Engine = "kernels"
     ) -> None:
-        if reasons := _refusals(module):
+        if reasons := refusals(module):
             raise GradientError("per-patient gradients are refused for this module: " + "; ".join(reasons))
         self_required = {name: p.requires_grad for name, p in module.named_parameters()}
         _set_trainable(module, trainable)
@@ -148,40 +145,3 @@ def _set_trainable(module: nn.Module, trainable: Collection[str] | None) -> None
         raise GradientError("no parameter is trainable: name at least one")
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in trainable)
-
-
-def _refusals(module: nn.Module) -> list[str]:
-    """Why not: all reasons at once."""
-    reasons = [str(error) for error in ModuleValidator.validate(module, strict=False)]
-    for name, layer in module.named_modules():
-        reasons += [f"{name or 'the module'} ({type(layer).__name__}): {reason}" for reason in _layer_refusals(layer)]
-    return reasons
-
-
-def _layer_refusals(layer: nn.Module) -> list[str]:
-    reasons = []
-    if isinstance(layer, _BatchNorm):
-        reasons.append("it mixes rows: use GroupNorm")
-    if isinstance(layer, _DropoutNd) and layer.p > 0:
-        reasons.append(
-            "its random stream is shared by the rows, so that one patient's absence changes the others: p = 0"
-        )
-    if any(True for _ in layer.buffers(recurse=False)):
-        reasons.append("it has buffers, which may gather what rows have in common")
-    own = {name for name, _ in layer.named_parameters(recurse=False)}
-    if own:
-        reasons += _parametrised_refusals(layer, own)
-    return reasons
-
-
-def _parametrised_refusals(layer: nn.Module, own: set[str]) -> list[str]:
-    kind = LAYER_KINDS.get(type(layer))
-    if kind is None:
-        known = ", ".join(sorted(k.__name__ for k in LAYER_KINDS))
-        return [f"no rule for its parameters {sorted(own)}: use {known}"]
-    if not own <= {"weight", "bias"}:
-        return [f"its parameters are {sorted(own)}, not weight and bias"]
-    if "forward" in vars(layer):
-        return ["its forward was replaced: wrapped already? call remove() first"]
-    reason = kind.refuse(layer)
-    return [] if reason is None else [reason]
