@@ -90,9 +90,7 @@ def _forget(
     found = forgetting.named(manifest, patients, key, same_patient, removed=ledger.removed)
     if found.unknown_rows and not skip_unknown:
         rows = ", ".join(map(str, found.unknown_rows[:20])) + (", ..." if len(found.unknown_rows) > 20 else "")
-        hint = (
-            "" if key is not None else f" (without the store's key {site.pseudonym_key} pseudonyms alone are known)"
-        )
+        hint = "" if key is not None else f" (without the store's key {site.pseudonym_key} pseudonyms alone are known)"
         raise forgetting.ForgetError(
             f"--patients: nobody in the store is named by row {rows}{hint}: mend the rows, name --same-patient if the "
             "store was prepared with it, or say --skip-unknown; nothing was changed"

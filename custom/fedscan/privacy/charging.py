@@ -188,10 +188,10 @@ def may_leave(
     return Verdict((*verdict.reasons, *reasons))
 
 
-def ledger_facts(site: Site) -> LedgerFacts | Unreadable:
-    """What the site's ledger says now."""
+def ledger_facts(site: Site, recorded: Head | None = None) -> LedgerFacts | Unreadable:
+    """What the site's ledger says now; `recorded` is the newest head of it that a server knows."""
     try:
-        return _facts_of(site.open_ledger())
+        return _facts_of(site.open_ledger(), recorded)
     except (SiteError, LedgerError) as error:
         return Unreadable((f"ledger: {error}",))
     except OSError as error:

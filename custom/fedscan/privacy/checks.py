@@ -142,34 +142,53 @@ def store(case: Case) -> Iterator[str]:
     if store is None:
         yield "store: it is not known what the store holds"
         return
-    if store.unit == "image" and not policy.allow_image_unit:
-        yield "store: its unit is the image (patients are unknown), policy allow_image_unit is false"
-    if store.units < policy.min_patients:
-        yield f"store: {store.units} {store.unit}s to train on, policy min_patients is {policy.min_patients}"
+    yield from store_against_policy(store, policy)
     if plan.privacy is None:
         return
     if plan.privacy.unit != store.unit:
         yield f"privacy.unit: the plan's is the {plan.privacy.unit}, the store's is the {store.unit}"
-    for name, delta in (("privacy.delta", plan.privacy.delta), ("policy max_delta", policy.max_delta)):
-        if delta * store.units >= 1.0:
-            yield f"{name}: {delta:g} must be less than 1 / {store.units} ({store.unit}s to train on)"
+    yield from delta_against_store("privacy.delta", plan.privacy.delta, store)
+    yield from delta_against_store("policy max_delta", policy.max_delta, store)
+
+
+def store_against_policy(store: StoreFacts, policy: Policy) -> Iterator[str]:
+    """Whether jobs may train on the store at all."""
+    if store.unit == "image" and not policy.allow_image_unit:
+        yield "store: its unit is the image (patients are unknown), policy allow_image_unit is false"
+    if store.units < policy.min_patients:
+        yield f"store: {store.units} {store.unit}s to train on, policy min_patients is {policy.min_patients}"
+
+
+def delta_against_store(name: str, delta: float, store: StoreFacts) -> Iterator[str]:
+    """At 1 / patients a mechanism could hand out one whole patient and be within delta."""
+    if delta * store.units >= 1.0:
+        yield f"{name}: {delta:g} must be less than 1 / {store.units} ({store.unit}s to train on)"
 
 
 def population(case: Case) -> Iterator[str]:
     """Whether everybody whom the ledger knows is where they should be."""
-    if not isinstance(case.ledger, LedgerFacts) or not isinstance(case.store, StoreFacts):
-        return
-    there = case.store.everybody
-    if gone := case.ledger.patients - case.ledger.removed - there:
+    if isinstance(case.ledger, LedgerFacts) and isinstance(case.store, StoreFacts):
+        yield from ledger_against_store(case.ledger, case.store)
+
+
+def ledger_against_store(ledger: LedgerFacts, store: StoreFacts) -> Iterator[str]:
+    """Whether the store is one that the ledger's patients can have come from and gone to."""
+    if gone := ledger.patients - ledger.removed - store.everybody:
         yield (
-            f"store: {len(gone)} of the {case.store.unit}s that the ledger knows are gone without a removal record: "
-            "bring the store back, or remove them with `fedscan store forget`"
+            f"store: {len(gone)} of the {store.unit}s that the ledger knows are gone without a removal record: bring "
+            "the store back, or remove them with `fedscan store forget`"
         )
-    if back := case.ledger.removed & there:
+    if back := ledger.removed & store.everybody:
         yield (
             f"store: {len(back)} who were removed are in it again: run `fedscan store forget` again, and prepare with "
             "--exclude"
         )
+
+
+def ledger_against_server(ledger: LedgerFacts) -> Iterator[str]:
+    """Whether the ledger holds what the server recorded of it."""
+    if ledger.lacks_recorded_head:
+        yield "ledger: the server recorded an entry that is not in it: it was rolled back, or another's was put here"
 
 
 def budget(case: Case) -> Iterator[str]:
@@ -179,8 +198,7 @@ def budget(case: Case) -> Iterator[str]:
     if case.ledger is None:
         yield "ledger: it is not known what was spent"
         return
-    if case.ledger.lacks_recorded_head:
-        yield "ledger: the server recorded an entry that is not in it: it was rolled back, or another's was put here"
+    yield from ledger_against_server(case.ledger)
     try:
         event = round_event(case.plan, case.site)
         cached = case.ledger.epsilon_with

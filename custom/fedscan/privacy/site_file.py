@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -134,6 +135,19 @@ def load_policy(path: Path) -> Policy | Unreadable:
         return Unreadable((str(error),))
     except ValidationError as error:
         return Unreadable(complaints(error, "policy"))
+
+
+def anchor_warning(site: Site) -> Iterator[str]:
+    """Whether ledger and anchor would be put back together."""
+    try:
+        together = site.file.anchor.parent.stat().st_dev == site.file.ledger.parent.stat().st_dev
+    except OSError:
+        return  # opening the ledger says more
+    if together:
+        yield (
+            "anchor: it lies on the ledger's volume: a backup of that volume, put back, would be noticed by the "
+            "server's copy alone; move the anchor to another volume (`anchor` in site.json)"
+        )
 
 
 def _find(path: Path) -> Path:

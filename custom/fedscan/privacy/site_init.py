@@ -17,7 +17,7 @@ from fedscan.privacy.ledger import Ledger, LedgerError
 from fedscan.privacy.limits import Limits
 from fedscan.privacy.own_files import KEY_BYTES, OwnFileError, read_key
 from fedscan.privacy.policy import Policy, Unreadable, complaints
-from fedscan.privacy.site_file import SITE_JSON, Site, SiteError, SiteFile
+from fedscan.privacy.site_file import SITE_JSON, Site, SiteError, SiteFile, anchor_warning
 
 
 @dataclass(frozen=True)
@@ -136,12 +136,7 @@ def _write_json(path: Path, data: object) -> None:
 
 
 def _warnings(site: Site) -> tuple[str, ...]:
-    found = []
-    if site.file.anchor.parent.stat().st_dev == site.file.ledger.parent.stat().st_dev:
-        found.append(
-            "ledger and anchor lie on one volume: a backup of that volume, put back, would be noticed by the server's "
-            "copy alone; move the anchor to another volume (`anchor` in site.json)"
-        )
+    found = list(anchor_warning(site))
     policy = site.policy()
     if isinstance(policy, Unreadable):
         found.append(f"the policy that is there refuses everything: {'; '.join(policy.reasons)}")

@@ -127,3 +127,26 @@ def test_a_site_that_lacks_a_file_refuses(command: Command, private_job: Path, s
     code, answer = asked(command, private_job, site)
     assert code == 1
     assert answer["reasons"]
+
+
+def test_site_check_says_all_that_is_wrong(command: Command, site: Site) -> None:
+    code, output = command("site", "check", "--site", site.path)
+    assert code == 0, output
+    assert "anchor: it lies on the ledger's volume" in output
+    head = site.open_ledger().head
+    for count, mac in ((head.count, head.mac), (head.count, "0" * 64), (head.count + 1, head.mac)):
+        (site.state / "received_head.json").write_text(json.dumps({"count": count, "mac": mac}))
+        code, output = command("site", "check", "--site", site.path.parent)
+        assert (code == 0) is ((count, mac) == (head.count, head.mac)), output
+    assert "the server recorded an entry that is not in it" in output
+    set_policy(site, min_patients=61, require_dp=False, max_delta=9e-3, allow_reproducible_noise=True)
+    (site.store / "manifest.json").chmod(0o600)
+    found = json.loads(command("site", "check", "--site", site.path, "--json")[1])
+    assert not found["ok"]
+    assert sorted(one["level"] for one in found["findings"]) == ["error"] * 2 + ["warning"] * 3
+    (site.store / "manifest.json").unlink()
+    (site.path.parent / "ledger.key").unlink()
+    site.file.policy.write_text("{}")
+    (site.state / "received_head.json").write_text("{}")
+    found = json.loads(command("site", "check", "--site", site.path, "--json")[1])
+    assert [one["level"] for one in found["findings"]] == ["error"] * 4 + ["warning"]

@@ -25,7 +25,7 @@ def make(command: Command, tmp_path: Path, *more: object, folder: str = "site") 
 def test_init_makes_a_site_whose_policy_demands_dp(command: Command, tmp_path: Path) -> None:
     code, output = make(command, tmp_path, "--anchor", tmp_path / "far" / "a.anchor", "--set", "min_patients=50")
     assert code == 0, output
-    assert "one volume" in output
+    assert "the ledger's volume" in output
     assert "the store is not there yet" in output
     site = Site.open(tmp_path / "site")
     policy = site.policy()

@@ -257,12 +257,12 @@ DOOR: dict[str, Mutation] = {
     "answer of another plan": changed("answer", plan_digest="0" * 64),
     "answer of another round": changed("answer", round_number=6),
     "answer of another model": changed("answer", model_digest="0" * 64),
-    "paid for another plan": changed("paid", plan_digest="0" * 64),
-    "paid for another run": changed("paid", run_id="0" * 32),
-    "paid for another round": changed("paid", round_number=6),
-    "paid for another model": changed("paid", model_digest="0" * 64),
+    "paid for another plan": changed("paid", plan_digest="7" * 64),
+    "paid for another run": changed("paid", run_id="7" * 32),
+    "paid for another round": changed("paid", round_number=7),
+    "paid for another model": changed("paid", model_digest="7" * 64),
     "no answer noted": changed("paid", answer_sha256=None),
-    "another answer noted": changed("paid", answer_sha256="2" * 64),
+    "another answer noted": changed("paid", answer_sha256="7" * 64),
     "other bytes": changed("answer", sha256="2" * 64),
     "a tensor too many": tensors({*FORM, "patient_count"}),
     "a tensor too few": tensors({"conv.bias"}),
@@ -401,6 +401,34 @@ def test_a_policy_that_does_not_demand_dp_takes_a_plan_without() -> None:
         policy(require_dp=False)(case)
         case["paid" if phase == "door" else "ledger"] = None
         assert ask(case) == ()
+
+
+def test_without_dp_pictures_and_answers_of_another_plan_are_refused_all_the_same() -> None:
+    case = good("deploy")
+    plan_fields(**NOT_PRIVATE)(case)
+    policy(require_dp=False)(case)
+    case["store"] = replace(STORE, unit="image")
+    case["ledger"] = None
+    assert [reason[:25] for reason in ask(case)] == ["store: its unit is the im"]
+    case = good("door")
+    plan_fields(**NOT_PRIVATE)(case)
+    policy(require_dp=False)(case)
+    case["paid"] = None
+    for fields in ({"plan_digest": "0" * 64}, {"run_id": "0" * 32}):
+        assert len(ask(case | {"answer": replace(case["answer"], **fields)})) == 1
+    assert ask(case | {"answer": None}) != ()
+
+
+def test_a_plan_for_patients_is_refused_on_pictures_though_these_are_allowed() -> None:
+    case = good("deploy")
+    policy(allow_image_unit=True)(case)
+    case["store"] = replace(STORE, unit="image")
+    assert [reason[:13] for reason in ask(case)] == ["privacy.unit:"]
+    case = good("deploy")
+    policy(allow_image_unit=True)(case)
+    privacy(unit="image")(case)
+    case["ledger"] = LedgerFacts(spent=())
+    assert [reason[:13] for reason in ask(case)] == ["privacy.unit:"]
 
 
 def test_pictures_are_taken_where_policy_says_so() -> None:
