@@ -39,14 +39,13 @@ MODEL_NAME = "model.safetensors"
 
 @dataclass(frozen=True)
 class RoundReport:
-    """One round: who trained, what it came to, and the global state after it."""
+    """One round: who trained and what it came to. Holds no tensors: a long run keeps the reports of all its rounds."""
 
     round_number: int
     sites: dict[str, SiteReport | PrivateSiteReport]
     loss: float | None
     """Of the sites, by their shares; None under DP, where no loss is told."""
     seconds: float
-    state: Checkpoint
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,7 @@ def run(
         state = federation.start(initial)
         reports = []
         for _ in range(state.rounds_done, plan.rounds if until_round is None else min(until_round, plan.rounds)):
-            report = federation.round(state, on_step)
-            state = report.state
+            state, report = federation.round(state, on_step)
             reports.append(report)
             if on_round is not None:
                 on_round(report)
@@ -140,7 +138,7 @@ class _Federation:
         weights = initial_weights(self.plan) if initial is None else initial
         return Checkpoint(0, weights, weights, 0)
 
-    def round(self, state: Checkpoint, on_step: OnStep | None = None) -> RoundReport:
+    def round(self, state: Checkpoint, on_step: OnStep | None = None) -> tuple[Checkpoint, RoundReport]:
         started, number = time.monotonic(), state.rounds_done
         parts = shares({site: self.sites[site].weight for site in self._asked(number)})
         sums = Accumulator()
@@ -154,7 +152,7 @@ class _Federation:
         after = Checkpoint(number + 1, weights, ema, state.ema_count + 1)
         if self.checkpoints is not None:
             checkpoints.save(self.checkpoints, after, self.plan, self.run_id)
-        return RoundReport(number, sites, _loss(sites.values()), time.monotonic() - started, after)
+        return after, RoundReport(number, sites, _loss(sites.values()), time.monotonic() - started)
 
     def provenance(self, state: Checkpoint) -> dict[str, Any]:
         data = [site.data for site in self.sites.values()]
