@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from ctslices.files import write_whole
 from ctslices.store import MANIFEST
@@ -21,6 +24,7 @@ from fedscan.training.weights import Weights, check_update, public_weight
 
 MARGIN_S = 0.5
 """Before the answer's time: what noting and keeping an answer may take, and ending a child that was too slow."""
+LOCK_WAIT_S = 10.0
 RECEIVED_HEAD = "received_head.json"
 
 
@@ -39,15 +43,21 @@ class PaidTraining(SiteTraining):
         self.wall.flush_messages()
         self._check(task, weights)
         site = self.site_now()
-        kept = self._kept(task, site)
-        if kept is None:
-            kept = self._train_and_keep(task, weights, site, abort, due)
-        if time.monotonic() > due:
-            raise RefusedError("the answer was not ready at its time: let the plan's answer_after_s be longer")
-        self.wall.tensors(
-            "out", task.round_number, shapes(kept.update), (self.folder / kept_answer.NAME).stat().st_size
-        )
+        with self._alone():
+            kept = self._kept(task, site) or self._train_and_keep(task, weights, site, abort, due)
+            size = (self.folder / kept_answer.NAME).stat().st_size
+        _in_time(due)
+        self.wall.tensors("out", task.round_number, shapes(kept.update), size)
         return kept.answer, kept.update
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """A job process that is about to end may still hold the run's folder when the run is resumed."""
+        try:
+            with FileLock(self.folder / ".lock", timeout=LOCK_WAIT_S, mode=0o600):
+                yield
+        except Timeout:
+            raise RefusedError("another job process of this run is at work here") from None
 
     def warm_up(self) -> None:
         """Starts the child now, on the store as it lies there now."""
@@ -68,6 +78,7 @@ class PaidTraining(SiteTraining):
 
     def _train_and_keep(self, task: Task, weights: Weights, site: Site, abort: Callable[[], bool], due: float) -> Kept:
         received, trained = self.folder / "received.safetensors", self.folder / "trained.safetensors"
+        trained.unlink(missing_ok=True)
         tensor_file.save_tensors(received, weights, {})
         self.wall.tensors("in", task.round_number, shapes(weights), received.stat().st_size)
         mark = self._same_store()
@@ -90,6 +101,7 @@ class PaidTraining(SiteTraining):
     ) -> Entry:
         """A child that dies is started again once: what it had trained may not be trained again on the old charge."""
         for again in (True, False):
+            _in_time(due - MARGIN_S)
             entry = self._pay(task, site)
             left = due - MARGIN_S - time.monotonic()
             try:
@@ -136,6 +148,11 @@ def note_received_head(state: Path, task: Task) -> None:
     if task.ledger is not None:
         text = task.ledger.model_dump_json(indent=2) + "\n"
         write_whole(state / RECEIVED_HEAD, text.encode(), mode=0o600)
+
+
+def _in_time(due: float) -> None:
+    if time.monotonic() > due:
+        raise RefusedError("the answer is not ready at its time: let the plan's privacy.answer_after_s be longer")
 
 
 def _head(head: LedgerHead) -> Head:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -118,8 +119,9 @@ class SiteJob:
         return result if _wait(due, abort) else str(ReturnCode.TASK_ABORTED)
 
     def note(self, reasons: tuple[str, ...]) -> None:
-        """Keeps the reasons of a refusal at the site."""
-        refusals.note(self.setup.state, "round", reasons, self.submission.run_id)
+        """Keeps the reasons of a refusal at the site; a full disk must not make of it another answer."""
+        with contextlib.suppress(OSError):
+            refusals.note(self.setup.state, "round", reasons, self.submission.run_id)
 
 
 def refuse_at_its_time(config: Path | None, abort: Callable[[], bool], came: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ NAME = "hosp-a"
 SUBMITTER = Submitter(name="lead@fedscan.local", fingerprint="ab" * 32)
 
 
-def private_plan(**privacy: Any) -> Plan:
+def _private_plan(**privacy: Any) -> Plan:
     """Three rounds of two steps, tiny, from scratch."""
     part = {
         "noise_multiplier": 1.0,
@@ -106,15 +107,40 @@ def phantom_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_store(tmp_path_factory.mktemp("store") / "store", hu, np.arange(24) // 2, splits=["train"] * 12)
 
 
+@pytest.fixture(scope="session")
+def submitter() -> Submitter:
+    """Who signs the jobs."""
+    return SUBMITTER
+
+
+@pytest.fixture(scope="session")
+def private_plan() -> Callable[..., Plan]:
+    """Makes the private plan, with fields of its privacy changed."""
+    return _private_plan
+
+
+@pytest.fixture(scope="session")
+def make_hospital(phantom_store: Path) -> Callable[..., Hospital]:
+    """Makes the hospital in a folder, with `field=value` of its policy; its store is its own copy."""
+
+    def make(folder: Path, *policy: str, plan: Plan | None = None, admit: bool = True) -> Hospital:
+        store = folder.with_name(folder.name + "-store")
+        shutil.copytree(phantom_store, store)
+        settings = ["min_patients=10", "max_delta=1e-3", *policy]
+        made = init(folder, name=NAME, store=store, policy=policy_with(settings))
+        setup = SiteSetup.of(SitePlaces(site_file=made.site.path))
+        plan = plan or _private_plan()
+        hospital = Hospital(setup, plan, Submission.new(), initial_weights(plan))
+        return hospital.admit() if admit else hospital
+
+    return make
+
+
 @pytest.fixture
-def new_hospital(tmp_path: Path, phantom_store: Path) -> Callable[..., Hospital]:
-    """Makes the hospital, with `field=value` of its policy."""
+def new_hospital(tmp_path: Path, make_hospital: Callable[..., Hospital]) -> Callable[..., Hospital]:
+    """Makes the hospital in this test's own folder."""
 
     def make(*policy: str, plan: Plan | None = None) -> Hospital:
-        settings = ["min_patients=10", "max_delta=1e-3", *policy]
-        made = init(tmp_path / "site", name=NAME, store=phantom_store, policy=policy_with(settings))
-        setup = SiteSetup.of(SitePlaces(site_file=made.site.path))
-        plan = plan or private_plan()
-        return Hospital(setup, plan, Submission.new(), initial_weights(plan)).admit()
+        return make_hospital(tmp_path / "site", *policy, plan=plan)
 
     return make
