@@ -23,6 +23,7 @@ class Anchor(Part):
     count: int = Field(ge=1)
     head: Sha256
     spent: Events = Field(description="all that was spent, merged: it stays known when the ledger's volume is lost")
+    removals: int = Field(ge=0, description="how many removal records there are, so that lost ones are noticed")
 
 
 class AnchorFile:

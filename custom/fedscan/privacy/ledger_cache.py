@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import importlib.util
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +34,16 @@ class _File(Part):
     known: Annotated[tuple[_Known, ...], BeforeValidator(as_tuple)]
 
 
+@lru_cache(maxsize=1)
+def _accountant() -> str:
+    """The library's version and the SHA-256 of our own accounting: another one computes anew."""
+    spec = importlib.util.find_spec("fedscan.privacy.accounting")
+    assert spec is not None
+    assert spec.origin is not None
+    own = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+    return f"dp-accounting {importlib.metadata.version('dp-accounting')}, {own}"
+
+
 class EpsilonCache:
     """Of one ledger. Good for one head and one version of the accountant."""
 
@@ -40,7 +53,7 @@ class EpsilonCache:
 
     def epsilon(self, head: str, spent: Sequence[Event], delta: float, then: Event | None) -> float:
         """epsilon of `spent`, and `then` after it. Raises AccountingError."""
-        accountant = "dp-accounting " + importlib.metadata.version("dp-accounting")
+        accountant = _accountant()
         known = self._known(head, accountant)
         for item in known:
             if item.delta == delta and item.then == then:

@@ -67,7 +67,7 @@ class LedgerDisk:
         with self._exclusively():
             line = self.chain.append(Created(**self.stamp(), ledger=identity))
             self.state.take(self.chain.lines[-1])
-            self._write_anchor()
+            self.write_anchor()
             write_whole(self.path, line, mode=0o600)
         self._forget()
 
@@ -81,11 +81,27 @@ class LedgerDisk:
             finally:
                 self._held -= 1
             return
+        with self._opened():
+            self._refresh()
+            yield
+
+    @contextmanager
+    def unanchored(self) -> Iterator[bytes]:
+        """The lock for recovery alone: the chain is verified in itself, and not held against the anchor. Gives the
+        torn tail, which the first `append` must vouch for. Raises LedgerError, OSError."""
+        with self._opened():
+            self._forget()
+            tail = self._extend(anchored=0)
+            if not self.chain.lines:
+                raise LedgerError("it is missing: the ledger is empty", 1)
+            yield tail
+
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
         with self._exclusively():
             self._file = self._open()
             self._held = 1
             try:
-                self._refresh()
                 yield
             finally:
                 self._held = 0
@@ -121,25 +137,38 @@ class LedgerDisk:
 
     def _refresh(self) -> None:
         about = os.fstat(self._file)
-        if about.st_size > _MAX_BYTES:
-            raise LedgerError(f"it has {about.st_size} bytes, more than any ledger ({self.path})")
         if self._inode != (about.st_dev, about.st_ino) or about.st_size < self.chain.size:
             self._forget()
         anchor = self.anchor.read()
-        known = len(self.chain.lines)
+        tail = self._extend(anchor.count)
         try:
-            tail = self.chain.extend(_read_from(self._file, self.chain.size), anchor.count)
-            for line in self.chain.lines[known:]:
-                self.state.take(line)
             self._compare(anchor)
         except LedgerError:
             self._forget()
             raise
         self._inode = (about.st_dev, about.st_ino)
         if tail:
-            self.append(Torn(**self.stamp(), torn=torn_bytes(tail), charged=self.state.running), torn=tail)
+            self.repair(tail)
         elif anchor.count < self.head.count:
-            self._write_anchor()
+            self.write_anchor()
+
+    def _extend(self, anchored: int) -> bytes:
+        """Takes what is new in the file; returns the torn tail."""
+        if (size := os.fstat(self._file).st_size) > _MAX_BYTES:
+            raise LedgerError(f"it has {size} bytes, more than any ledger ({self.path})")
+        known = len(self.chain.lines)
+        try:
+            tail = self.chain.extend(_read_from(self._file, self.chain.size), anchored)
+            for line in self.chain.lines[known:]:
+                self.state.take(line)
+        except LedgerError:
+            self._forget()
+            raise
+        return tail
+
+    def repair(self, tail: bytes) -> None:
+        """Vouches for a torn tail, and charges it as one round of the job then running. Raises as `append`."""
+        self.append(Torn(**self.stamp(), torn=torn_bytes(tail), charged=self.state.running), torn=tail)
 
     def _compare(self, anchor: Anchor) -> None:
         """A ledger behind its anchor was rolled back; one that is ahead of it was cut off before the anchor's write."""
@@ -177,7 +206,7 @@ class LedgerDisk:
             if done != len(written) or os.fstat(self._file).st_size != self.chain.size:
                 raise LedgerError("it was not written whole: is the disk full?", record.n)
             self.state.take(self.chain.lines[-1])
-            self._write_anchor()
+            self.write_anchor()
         except BaseException:
             self._inode = None
             raise
@@ -189,9 +218,19 @@ class LedgerDisk:
         last = self.chain.lines[-1]
         return Head(last.number, last.mac)
 
-    def _write_anchor(self) -> None:
+    def write_anchor(self) -> None:
+        """Brings the anchor to the head. Raises OSError."""
         head = self.head
-        self.anchor.write(Anchor(ledger=self.state.identity, count=head.count, head=head.mac, spent=self.state.spent))
+        state = self.state
+        self.anchor.write(
+            Anchor(
+                ledger=state.identity,
+                count=head.count,
+                head=head.mac,
+                spent=state.spent,
+                removals=state.removal_records,
+            )
+        )
 
 
 def beside(path: Path, suffix: str) -> Path:

@@ -164,13 +164,14 @@ class Restored(_Record):
     lost_to: int = Field(ge=1)
     lost_head: Sha256 = Field(description="MAC of the last lost entry")
     charged: Events = Field(description="what the lost entries spent")
+    lost_removals: int = Field(ge=0, description="removal records among them: whom they named is not known any more")
 
 
 class AnchorRenewed(_Record):
     """The anchor was lost and made anew; before this entry an older ledger could not have been noticed here."""
 
     kind: Literal["anchor_renewed"] = "anchor_renewed"
-    known_count: int = Field(ge=1, description="newest entry that the server had recorded")
+    known_count: int = Field(ge=0, description="newest entry that a server had recorded; 0: none had")
 
 
 Record = Annotated[

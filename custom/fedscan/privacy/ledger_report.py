@@ -140,7 +140,9 @@ def _incident(line: Line) -> str | None:
     if isinstance(record, Removed):
         return "patients were taken out of the store"
     if isinstance(record, Restored):
-        return f"entries {record.lost_from} to {record.lost_to} were lost; their spend was restored from the anchor"
+        text = f"entries {record.lost_from} to {record.lost_to} were lost; their spend was restored from the anchor"
+        again = f"; {record.lost_removals} removal records are among them: run those `store forget` again"
+        return text + (again if record.lost_removals else "")
     if isinstance(record, MovedOut):
         return "moved to another machine: this copy is retired"
     if isinstance(record, MovedIn):

@@ -37,6 +37,7 @@ class LedgerState:
         self._macs: dict[int, str] = {}
         self._lost: list[range] = []
         self._removals: list[Removed] = []
+        self._lost_removals = 0
         self._spent: tuple[int, tuple[Event, ...]] = (0, ())
 
     def take(self, line: Line) -> None:
@@ -60,6 +61,7 @@ class LedgerState:
         elif isinstance(record, Restored):
             self._lost.append(range(record.lost_from, record.lost_to))
             self._macs[record.lost_to] = record.lost_head
+            self._lost_removals += record.lost_removals
         elif isinstance(record, MovedOut | MovedIn):
             self.moved = isinstance(record, MovedOut)
 
@@ -77,6 +79,11 @@ class LedgerState:
             spent = merged((*spent, *self.events[done:]))
             self._spent = (len(self.events), spent)
         return spent
+
+    @property
+    def removal_records(self) -> int:
+        """How many there are, lost ones included."""
+        return len(self._removals) + self._lost_removals
 
     @property
     def removed(self) -> frozenset[str]:
