@@ -78,12 +78,17 @@ class Site:
         return site
 
     def _check_places(self) -> None:
-        """What a store made anew, or a folder of state thrown away, must not take with it."""
-        for name in ("ledger", "anchor", "key", "policy"):
-            place: Path = getattr(self.file, name)
-            if self.file.store == place or self.file.store in place.parents:
+        """What a store made anew must not take with it; links are followed."""
+        names = ("store", "ledger", "anchor", "key", "pseudonym_key", "policy", "state")
+        try:
+            places = {name: place.resolve() for name in names if (place := getattr(self.file, name)) is not None}
+        except (OSError, RuntimeError):
+            raise SiteError("a place in site.json leads round in a circle of links: name it without") from None
+        store = places.pop("store")
+        for name, place in places.items():
+            if store in (place, *place.parents):
                 raise SiteError(f"{name} lies in the store and would go when that is made anew: move it")
-        if self.file.ledger == self.file.anchor:
+        if places["ledger"] == places["anchor"]:
             raise SiteError("ledger and anchor are one file: the anchor must lie elsewhere, best on another volume")
 
     @property
