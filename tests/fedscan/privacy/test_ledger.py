@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -326,3 +327,44 @@ def test_a_full_disk_trains_nothing_and_the_ledger_goes_on(place) -> None:
     again.reserve(charge(1))
     assert len(Ledger.open(*place).events()) == 3
     assert os.stat(path).st_size > size + 100
+
+
+def test_the_line_is_on_the_disk_before_the_anchor_and_both_before_the_reserve_returns(
+    place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut may come between any two of these; an anchor ahead of its ledger would refuse the site for ever."""
+    path, _, anchor = place
+    ledger = Ledger.create(*place)
+    ledger.reserve(charge())
+    names = {os.stat(p).st_ino: name for p, name in ((path, "ledger"), (anchor.parent, "anchor's folder"))}
+    seen: list[str] = []
+
+    def spy(function: str):
+        real = getattr(os, function)
+
+        def spied(file, *rest):
+            inode = os.fstat(file).st_ino if isinstance(file, int) else 0
+            seen.append(f"{function} {names.get(inode, 'anchor')}")
+            return real(file, *rest)
+
+        return spied
+
+    for function in ("write", "fsync", "replace"):
+        monkeypatch.setattr(os, function, spy(function))
+    ledger.reserve(charge(1))
+    assert seen == ["write ledger", "fsync ledger", "fsync anchor", "replace anchor", "fsync anchor's folder"]
+
+
+def test_ten_thousand_entries_open_in_well_under_a_second(place) -> None:
+    path, key, anchor = place
+    ledger = Ledger.create(*place)
+    ledger.reserve(charge())
+    with ledger.lock():
+        chain, stamp, paid = ledger.disk.chain, ledger.disk.stamp, ledger.lines[-1].record
+        more = b"".join(chain.append(paid.model_copy(update=stamp())) for _ in range(10_000))
+    with path.open("ab") as file:
+        file.write(more)
+    started = time.process_time()
+    again = Ledger.open(path, key, anchor)
+    assert time.process_time() - started < 1.0
+    assert len(again.events()) == 10_001
