@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 TOLERANCE = 1e-5
-"""A clipped gradient may be so much longer than max_grad_norm, relatively: float32 rounding. The noise counts it in."""
+"""A clipped gradient may be so much longer than max_grad_norm, relatively: rounding. The noise is made for it."""
 _BLOCK = 4096
 """Columns whose squares are added in float32. Over a million of them the error would reach 1.5e-5; so it is 1e-8."""
+_CACHED, _LEAST_COLUMNS = 2**17, 256
+"""Values that are made float64 at once: few enough for the cache, and columns enough for a loop to pay."""
 _SMALL = 1e-6
 """Added to a norm before it is divided by, as in Opacus."""
 
@@ -40,20 +42,22 @@ def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
 
 
 def clip_and_sum(rows_of_parameters: Sequence[Tensor], factors: Tensor, sums: Sequence[Tensor]) -> Tensor:
-    """Scales the rows in place and adds each parameter's sum over patients to its own of `sums` (float64 [columns]).
+    """Adds `factors` [patients] times the rows to `sums`: of each parameter [patients, columns] to float64 [columns].
 
-    `rows_of_parameters`: [patients, columns] each; `factors` [patients]. Returns the norms of the rows as they were
-    added, measured anew, float64 [patients].
+    All in float64: in float32 the rounding of one patient's share would hang on all the others. Returns the norms of
+    the rows as they were added, measured anew and in another way than for the factors, float64 [patients].
     """
     zeroed = factors == 0.0
     any_zeroed = bool(zeroed.any())
     squares = torch.zeros_like(factors)
+    columns = max(_LEAST_COLUMNS, _CACHED // max(1, len(factors)))
     for rows, total in zip(rows_of_parameters, sums, strict=True):
-        if any_zeroed:
-            rows[zeroed] = 0.0  # 0 * inf would be NaN
-        rows.mul_(factors.to(rows.dtype)[:, None])
-        squares += squared_norms(rows)
-        total += rows.sum(0)
+        for part, part_total in zip(rows.split(columns, dim=1), total.split(columns), strict=True):
+            clipped = part.double().mul_(factors[:, None])
+            if any_zeroed:
+                clipped[zeroed] = 0.0  # 0 * inf is NaN
+            squares += torch.linalg.vector_norm(clipped, dim=1).square()
+            part_total += clipped.sum(0)
     return squares.sqrt()
 
 

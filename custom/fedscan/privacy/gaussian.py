@@ -38,7 +38,7 @@ def gaussian(fill: FillWords, n: int) -> Tensor:
     another, which are independent. The time hangs on n alone: nothing is rejected.
     """
     values = torch.empty(n, dtype=torch.float64)
-    pairs = min(_BLOCK, (n + 1) // 2)
+    pairs = max(1, min(_BLOCK, (n + 1) // 2))
     words = np.empty((2, SUMMANDS, pairs), dtype=np.uint64)
     for at in range(0, n, 2 * pairs):
         fill(words)

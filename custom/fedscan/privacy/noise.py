@@ -19,7 +19,7 @@ from fedscan.privacy.gaussian import gaussian, to_uniform
 
 KEY_BYTES, NONCE_BYTES = 32, 16
 BYTES_PER_KEY = 2**30
-"""Then the operating system is asked for a new key: what was drawn before cannot be computed from a key in memory."""
+"""After so many a new key is asked for: what was drawn before cannot be computed from what memory holds."""
 
 
 class NoiseSource(Protocol):
@@ -127,16 +127,19 @@ class _SecretWords:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._left = 0
+        self._new_key()
 
     def fill(self, words: NDArray[np.uint64]) -> None:
         """Overwrites `words` (contiguous). Threads may call it at once."""
         with self._lock:
-            if self._left < words.nbytes:
-                self._stream = _KeyedWords(secrets.token_bytes(KEY_BYTES), secrets.token_bytes(NONCE_BYTES))
-                self._left = max(BYTES_PER_KEY, words.nbytes)
+            if self._left <= 0:
+                self._new_key()
             self._left -= words.nbytes
             self._stream.fill(words)
+
+    def _new_key(self) -> None:
+        self._stream = _KeyedWords(secrets.token_bytes(KEY_BYTES), secrets.token_bytes(NONCE_BYTES))
+        self._left = BYTES_PER_KEY
 
 
 _sources: WeakSet[SecureNoise] = WeakSet()

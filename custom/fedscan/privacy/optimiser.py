@@ -56,10 +56,12 @@ class PatientOptimiser(DPOptimizer):
         self._parameters = _parameters(inner)
         if not self._parameters or not all(p.requires_grad for p in self._parameters):
             raise ValueError("the optimiser must hold the parameters that train, all of them, and no other")
-        self._sum: list[Tensor] | None = None
-        self._noised: Tensor | None = None
+        self._flat = torch.zeros(self.size, dtype=torch.float64, device=self._parameters[0].device)
+        """The sum over patients, then the noised sum. Kept over steps: to ask for so much memory anew costs time."""
+        self._by_parameter = _split(self._flat, self._parameters)
         self._drawn: int | None = None
         self._summed = 0
+        self._noised = False
         self._awaited: int | None = None
         self.not_finite = 0
         """Gradients of drawn patients that were not finite; follows from data, so never to leave the site."""
@@ -81,7 +83,7 @@ class PatientOptimiser(DPOptimizer):
                 "the parameters of the optimiser changed since it was made: one could move without noise; make it anew"
             )
         self.discard()
-        self._drawn, self._summed = drawn, 0
+        self._drawn = drawn
 
     def expect(self, patients: int, *, more: bool) -> None:
         """Says how many patients the next backward is for, and whether more parts of the draw follow it."""
@@ -94,15 +96,13 @@ class PatientOptimiser(DPOptimizer):
 
     def clip_and_accumulate(self) -> None:
         """Adds the patients' clipped gradients to the sum. Raises ClipError."""
-        samples = self._awaited_samples()
+        samples = self.grad_samples
         rows = [g.reshape(len(g), p.numel()) for g, p in zip(samples, self._parameters, strict=True)]
         norms = torch.stack([squared_norms(r) for r in rows]).sum(0).sqrt()
         self.not_finite += int((~norms.isfinite()).sum())
         factors = clip_factors(norms, self.max_grad_norm)
-        if self._sum is None:
-            self._sum = _split(torch.zeros(self.size, dtype=torch.float64, device=rows[0].device), self._parameters)
-        assert_clipped(clip_and_sum(rows, factors, self._sum), self.max_grad_norm)
-        for p, total in zip(self._parameters, self._sum, strict=True):
+        assert_clipped(clip_and_sum(rows, factors, self._by_parameter), self.max_grad_norm)
+        for p, total in zip(self._parameters, self._by_parameter, strict=True):
             p.summed_grad = total.view(p.shape)  # type: ignore[attr-defined]
             _mark_as_processed(p.grad_sample)  # type: ignore[attr-defined]
         self._summed += len(norms)
@@ -110,7 +110,7 @@ class PatientOptimiser(DPOptimizer):
 
     def add_noise(self) -> None:
         """Noises the whole sum, once. Raises ClipError unless exactly the drawn patients are in it."""
-        if self._sum is None or self._drawn is None or self._summed != self._drawn:
+        if self._drawn is None or self._summed != self._drawn:
             raise ClipError("the sum does not hold exactly the drawn patients: take steps by Mechanism.step")
         for p in self._parameters:
             _check_processed_flag(p.summed_grad)  # type: ignore[attr-defined]
@@ -118,19 +118,21 @@ class PatientOptimiser(DPOptimizer):
         if noise.shape != (self.size,) or noise.dtype != torch.float64:
             raise ClipError(f"the noise must be float64 [{self.size}], got {noise.dtype} {list(noise.shape)}")
         std = self.noise_multiplier * self.max_grad_norm * (1.0 + TOLERANCE)
-        self._noised = torch.cat(self._sum).add_(noise.to(self._sum[0].device), alpha=std)
+        self._flat.add_(noise.to(self._flat.device), alpha=std)
+        self._noised = True
         for p in self._parameters:
             _mark_as_processed(p.summed_grad)  # type: ignore[attr-defined]
 
     def scale_grad(self) -> None:
         """Divides by the public expected number of patients, rounds, and hands the gradient to the parameters."""
-        assert self._noised is not None
-        assert self.expected_batch_size is not None
-        flat = self._noised.div_(self.expected_batch_size)
-        for p, values in zip(self._parameters, _split(flat, self._parameters), strict=True):
+        if not self._noised:
+            raise ClipError("the sum has no noise yet: take steps by Mechanism.step")
+        self._noised = False
+        self._flat.div_(self.expected_batch_size)
+        for p, values in zip(self._parameters, self._by_parameter, strict=True):
             # A fused inner optimiser walks memory: the gradient must lie in it as the parameter does.
             p.grad = torch.empty_like(p, requires_grad=False).copy_(values.view(p.shape))
-        self._sum = self._noised = self._drawn = None
+        self._drawn = None
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Takes in what the last backward brought; after the last part of a draw, moves the parameters."""
@@ -141,13 +143,16 @@ class PatientOptimiser(DPOptimizer):
 
     def discard(self) -> None:
         """Forgets what was summed: nothing of it moved a parameter."""
-        self._sum = self._noised = self._drawn = self._awaited = None
+        self._drawn = self._awaited = None
+        self._summed, self._noised = 0, False
+        self._flat.zero_()
         self._step_skip_queue.clear()
         self._is_last_step_skipped = False
         self.zero_grad(set_to_none=True)
 
-    def _awaited_samples(self) -> list[Tensor]:
-        """Each parameter's grad_sample, made sure to have one row a patient."""
+    @property
+    def grad_samples(self) -> list[Tensor]:
+        """Each parameter's gradients [patients, *shape], one row for each that is awaited. Raises ClipError."""
         if self._drawn is None or self._awaited is None:
             raise ClipError("no draw was announced: take steps by Mechanism.step")
         samples: list[Tensor] = []
