@@ -46,6 +46,8 @@ class SiteTraining:
             run_id=submission.run_id,
             threads=setup.threads,
             reproducible_noise_seed=setup.reproducible_noise_seed,
+            memory_gib=None if setup.site is None else setup.site.limits.memory_gib,
+            gpu=setup.site is None or setup.site.limits.gpu,
         )
 
     def warm_up(self) -> None:

@@ -18,7 +18,7 @@ class Limits(Part):
 
     cores: int = Field(default=1, ge=1, le=1024, description="CPU threads of the trainer")
     memory_gib: Float | None = Field(
-        default=None, gt=0.0, le=65_536.0, description="address space of the trainer in GiB; null: no limit"
+        default=None, gt=0.0, le=65_536.0, description="memory that the trainer may allocate, in GiB; null: no limit"
     )
     gpu: bool = Field(default=False, description="whether the trainer may use a GPU")
     quiet_hours: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(

@@ -77,7 +77,7 @@ def read_bounded(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         if (size := file.tell()) > max_bytes:
             raise TensorFileError(f"file of {size} bytes is larger than the {max_bytes} that are taken")
         file.seek(0)
-        return file.read(max_bytes + 1)
+        return file.read(size)  # not max_bytes: that much would be allocated first
 
 
 def parse_tensors(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

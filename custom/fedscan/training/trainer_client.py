@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import selectors
 import signal
 import subprocess
@@ -121,9 +122,12 @@ class Trainer:
         run_id: str,
         threads: int | None = None,
         reproducible_noise_seed: int | None = None,
+        memory_gib: float | None = None,
+        gpu: bool = True,
     ) -> None:
         """`state_folder` (0700) is the run's own at this site; None for `threads`: 1.
 
+        `memory_gib` bounds what the child may allocate (None: no bound), `gpu` says whether it sees one.
         `reproducible_noise_seed` is for a site whose policy allows noise that protects nobody; None: secure noise.
         """
         self._store = store
@@ -133,6 +137,8 @@ class Trainer:
         self._run_id = run_id
         self._threads = threads or 1
         self._noise_seed = reproducible_noise_seed
+        self._memory_gib = memory_gib
+        self._environment = {"OMP_NUM_THREADS": str(self._threads)} | ({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})
         self._child: _Running | None = None
 
     @property
@@ -235,8 +241,12 @@ class Trainer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=os.environ | CHILD_ENVIRONMENT | {"OMP_NUM_THREADS": str(self._threads)},
+                env=os.environ | CHILD_ENVIRONMENT | self._environment,
             )
+        if self._memory_gib is not None:
+            most = int(self._memory_gib * 2**30)
+            # Of data, not of addresses: libraries map far more than they use.
+            resource.prlimit(process.pid, resource.RLIMIT_DATA, (most, most))
         assert process.stdin is not None
         assert process.stdout is not None
         return _Running(process, process.stdin, process.stdout)
