@@ -23,8 +23,8 @@ from fedscan.training.privacy_statement import privacy_statement
 from fedscan.training.private_round import PrivateProgress, PrivateTrainer
 from fedscan.training.weights import digest, initial_weights
 
-SITES = {
-    "a": {"sample_rate": 0.5, "expected_patients_per_step": 3.0},
+SITES = {  # a declared nine patients and has six
+    "a": {"sample_rate": 0.5, "expected_patients_per_step": 4.5},
     "b": {"sample_rate": 0.25, "expected_patients_per_step": 1.0},
 }
 
@@ -47,7 +47,7 @@ def test_private_rounds_are_the_sites_rounds_weighted_by_what_they_declared(
     plan: Plan, stores: dict[str, Path]
 ) -> None:
     outcome = in_process.run(plan, stores, noise=demo)
-    weights, shares = initial_weights(plan), {"a": 6 / 10, "b": 4 / 10}
+    weights, shares = initial_weights(plan), {"a": 9 / 13, "b": 4 / 13}
     trainers, noise, states = {}, {site: demo(site) for site in stores}, dict.fromkeys(stores)
     for site, path in stores.items():
         data = TrainingSet.from_store(SliceStore.open(path), plan)
@@ -97,7 +97,7 @@ def test_the_model_says_what_its_privacy_is_and_that_nobody_kept_a_ledger(
         "sample rate 0.5, 6 steps); no ledger: trained in one process"
     )
     assert provenance["sites"] == {
-        "a": {"unit": "patient", "declared_patients": 6.0},
+        "a": {"unit": "patient", "declared_patients": 9.0},
         "b": {"unit": "patient", "declared_patients": 4.0},
     }
     in_process.run(plan, stores, tmp_path / "demo", noise=demo)

@@ -17,7 +17,7 @@ from fedscan.diffusion.process import loss_per_slice
 from fedscan.plan import Plan
 from fedscan.privacy.mechanism import MechanismError
 from fedscan.privacy.noise import ReproducibleNoise, SecureNoise
-from fedscan.training import round_trainer
+from fedscan.training import private_checks, round_trainer
 from fedscan.training.data import DataError, TrainingSet
 from fedscan.training.local import LocalTrainer
 from fedscan.training.optimiser import OptimiserState
@@ -175,6 +175,20 @@ def test_patients_in_parts_are_patients_at_once(make_trainer: Make) -> None:
     assert got is not None
     apart = {name: got.first[name] - tensor for name, tensor in wanted.first.items()}
     assert update_norm(apart) < 1e-5 * update_norm(wanted.first)
+
+
+def test_what_is_in_memory_at_once_is_bounded_by_gradients_and_by_rows(
+    make_trainer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = sum(p.numel() for p in make_trainer().trained.values())
+    one, four = make_trainer().physical_patients, make_trainer(noise_draws_per_slice=4).physical_patients
+    assert four < one < private_checks.GRADIENT_BYTES / (4 * values)
+    assert four == pytest.approx(one / 4, abs=1)
+    monkeypatch.setattr(private_checks, "GRADIENT_BYTES", 12 * values)
+    assert make_trainer().physical_patients == 3
+    assert make_trainer(trainable="attention_norm_bias").physical_patients > 3
+    monkeypatch.setattr(private_checks, "ACTIVATION_BYTES", 1)
+    assert make_trainer().physical_patients == 1
 
 
 def test_nobody_drawn_is_a_step_with_noise(make_trainer: Make) -> None:
