@@ -10,7 +10,7 @@ from torch import Tensor
 TOLERANCE = 1e-5
 """A clipped gradient may be so much longer than max_grad_norm, relatively: rounding. The noise is made for it."""
 _BLOCK = 4096
-"""Columns whose squares are added in float32. Over a million of them the error would reach 1.5e-5; so it is 1e-8."""
+"""Columns whose squares are added in float32: over a million of them the error would reach 1.5e-5, so it is 1e-7."""
 _CACHED, _LEAST_COLUMNS = 2**17, 256
 """Values that are made float64 at once: few enough for the cache, and columns enough for a loop to pay."""
 _SMALL = 1e-6
