@@ -133,6 +133,25 @@ def test_a_round_moves_by_one_clipped_gradient_and_no_more(stores: tuple[Path, P
     assert _moved(whole, fewer) == pytest.approx(CLIP, rel=1e-4)  # everybody is clipped: exactly one share
 
 
+def test_an_image_taken_out_of_a_block_leaves_the_others_draws_alone(tmp_path: Path) -> None:
+    """Unit image: what is drawn for a picture must not hang on its place in its block or in the store."""
+    plan = _plan()
+    assert plan.privacy is not None
+    plan = plan.model_copy(update={"privacy": plan.privacy.model_copy(update={"unit": "image"})})
+    hu = np.random.default_rng(0).integers(0, 256, (7, 16, 16)).astype(np.int16)
+    block, gone = np.array([0, 0, 0, 0, 1, 1, 1]), 1
+    batches = []
+    for name, keep in (("whole", np.arange(7)), ("fewer", np.delete(np.arange(7), gone))):
+        path = write_store(tmp_path / name, hu[keep], block[keep], splits=["train"] * 2, unit="image", values="grey")
+        trainer = PrivateTrainer(plan, TrainingSet.from_store(SliceStore.open(path), plan), "a")
+        batches.append(trainer._patients.batch(np.arange(len(keep)), 0, 0))
+    whole, fewer = batches
+    stay = [row * 7 + k for row in range(4) for k in range(7) if k != gone]
+    assert torch.equal(whole.x0[stay], fewer.x0)
+    assert torch.equal(whole.t[stay], fewer.t)
+    assert torch.equal(whole.noise[stay], fewer.noise)
+
+
 def _shared_stream() -> Callable[..., Draws]:
     """The mistake: patients take their draws one after the other from one stream of the step."""
     generator = torch.Generator().manual_seed(1)
