@@ -14,6 +14,7 @@ from fedscan.cli.site import AsJson
 if TYPE_CHECKING:
     from fedscan.plan import Plan
     from fedscan.privacy.forecast import Forecast
+    from fedscan.privacy.outlook import Outlook
     from fedscan.privacy.policy import Policy, Unreadable
     from fedscan.privacy.site_file import Site
 
@@ -31,9 +32,7 @@ class _Answer:
     reasons: tuple[str, ...]
     notes: tuple[str, ...]
     forecast: Forecast | None
-    noise_per_patient: float | None
-    outlook: str | None
-    outlook_text: str | None
+    outlook: Outlook | None
 
     def as_dict(self) -> dict[str, Any]:
         return {"ok": not self.reasons, **asdict(self)}
@@ -99,7 +98,6 @@ def _ask(job: Path, site: Site, submitter: str | None) -> _Answer:
         store=store_facts(site.store),
     )
     forecast = _forecast(plan, policy, site)
-    nu, word, text = _outlook(plan, site.name) if isinstance(plan, Plan) else (None, None, None)
     notes = []
     if isinstance(policy, Policy) and policy.allowed_submitters != "any" and submitter is None:
         notes.append(f"who may submit: {', '.join(policy.allowed_submitters) or 'nobody'} (ask with --submitter)")
@@ -108,7 +106,8 @@ def _ask(job: Path, site: Site, submitter: str | None) -> _Answer:
             f"the budget holds {forecast.rounds_that_fit} of the {forecast.rounds_planned} planned rounds: "
             "this site will refuse the others"
         )
-    return _Answer(site.name, verdict.reasons, tuple(notes), forecast, nu, word, text)
+    expected = _outlook(plan, site.name) if isinstance(plan, Plan) else None
+    return _Answer(site.name, verdict.reasons, tuple(notes), forecast, expected)
 
 
 def _some_submitter(policy: Policy | Unreadable) -> str:
@@ -147,17 +146,18 @@ def _forecast(plan: Plan | Unreadable, policy: Policy | Unreadable, site: Site) 
         return None
 
 
-def _outlook(plan: Plan, site: str) -> tuple[float | None, str | None, str | None]:
+def _outlook(plan: Plan, site: str) -> Outlook | None:
     from fedscan.privacy.outlook import noise_per_patient, outlook
 
     if plan.privacy is None or site not in plan.privacy.sites:
-        return None, None, None
-    nu = noise_per_patient(plan.privacy, plan.privacy.sites[site])
-    found = outlook(nu)
-    return nu, found.word, found.text
+        return None
+    declared = plan.privacy.sites[site].declared_patients
+    return outlook(noise_per_patient(plan.privacy, site), declared)
 
 
 def _show(job: Path, answer: _Answer) -> None:
+    from fedscan.privacy.outlook import WARN_ABOVE
+
     rows: list[tuple[str, object]] = []
     if (cost := answer.forecast) is not None:
         at = f"at delta {cost.delta:g}"
@@ -167,15 +167,19 @@ def _show(job: Path, answer: _Answer) -> None:
             (f"epsilon after all {cost.rounds_planned} rounds", f"{cost.epsilon_after_run:.4g}"),
             ("rounds that fit", cost.rounds_that_fit),
         ]
-    if answer.noise_per_patient is not None:
-        rows.append(("noise per patient (nu)", f"{answer.noise_per_patient:.3g}: {answer.outlook}"))
-        rows.append(("what to expect", answer.outlook_text))
+    expected = answer.outlook
+    if expected is not None:
+        rows.append(("noise per patient (nu)", f"{expected.noise_per_patient:.3g}: {expected.word}"))
+        rows.append(("pictures to expect", expected.text))
+        if expected.patients_for_next is not None:
+            rows.append((f"{expected.next_word!r} needs", f"{expected.patients_for_next} patients at this site"))
     if rows:
         print_table(f"{job} at {answer.site}", ("what", "value"), rows)
     for note in answer.notes:
         typer.echo(f"note: {note}")
-    if answer.noise_per_patient is not None and answer.noise_per_patient > 0.05:
-        typer.secho("warning: nu is above 0.05: hardly a picture comes of it (docs/privacy.md)", err=True)
+    if expected is not None and expected.warns:
+        text = f"noise per patient is above {WARN_ABOVE:g}: hardly more than the public start is to be expected"
+        typer.secho(f"warning: {text} (docs/privacy.md)", err=True)
     for reason in answer.reasons:
         typer.echo(f"refused: {reason}")
     if not answer.reasons:

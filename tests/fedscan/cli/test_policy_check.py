@@ -53,8 +53,10 @@ def test_a_job_within_the_policy(command: Command, private_job: Path, site: Site
     assert cost["epsilon_after_round"] == pytest.approx(epsilon([ROUND], 1e-3))
     assert cost["epsilon_after_run"] == pytest.approx(epsilon([ROUND] * 20, 1e-3))
     assert cost["rounds_that_fit"] == rounds_that_fit([], ROUND, 1e-3, 8.0)
-    assert answer["noise_per_patient"] == pytest.approx(3.0 / 15.0)
-    assert answer["outlook"]
+    assert answer["outlook"]["noise_per_patient"] == pytest.approx(3.0 / 15.0)
+    assert answer["outlook"]["word"]
+    assert answer["outlook"]["warns"]
+    assert answer["outlook"]["patients_for_next"] > 60
     assert {path: path.read_bytes() for path in before} == before
     assert not list(site.state.iterdir())
 
@@ -64,7 +66,8 @@ def test_people_read_the_same(command: Command, private_job: Path, site: Site) -
     assert code == 0
     assert "a would run" in output
     assert "rounds that fit" in output
-    assert "warning: nu is above 0.05" in output
+    assert "warning: noise per patient is above 0.05" in output
+    assert "patients at this site" in output
 
 
 def test_all_reasons_at_once(command: Command, private_job: Path, site: Site) -> None:
