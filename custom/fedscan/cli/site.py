@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedscan.cli.output import fail, print_json, print_table
+from fedscan.cli.output import fail, print_json
 
 if TYPE_CHECKING:
     from fedscan.plan import Plan
@@ -126,7 +126,10 @@ def approve(
     site: SiteOption,
     plan: Annotated[
         str | None,
-        typer.Argument(metavar="JOB|DIGEST", help="A job folder, or a plan's digest (12 digits do for a refused one)."),
+        typer.Argument(
+            metavar="JOB|DIGEST",
+            help="A job folder, or a plan's digest (its first 12 digits do for one that is listed).",
+        ),
     ] = None,
     show_list: Annotated[
         bool, typer.Option("--list", help="Show refused plans with the reasons, and approvals.")
@@ -174,12 +177,12 @@ def _digest_of(said: str, approvals: Approvals) -> tuple[str, Plan | None]:
 
     if re.fullmatch(r"[0-9a-f]{12,64}", said):
         plans = {one.plan.digest: one.plan for one in approvals.refused() if one.plan is not None}
-        matching = [digest for digest in plans if digest.startswith(said)]
+        matching = [digest for digest in {*plans, *approvals.approved()} if digest.startswith(said)]
         if len(said) == 64:
             return said, plans.get(said)
         if len(matching) != 1:
-            fail(f"{len(matching)} refused plans begin with {said}: give all 64 digits, or the job folder")
-        return matching[0], plans[matching[0]]
+            fail(f"{len(matching)} known plans begin with {said}: give all 64 digits, or the job folder")
+        return matching[0], plans.get(matching[0])
     try:
         plan = job_folder.read_plan(Path(said))
     except JobError as error:
@@ -189,7 +192,7 @@ def _digest_of(said: str, approvals: Approvals) -> tuple[str, Plan | None]:
 
 def _show(approvals: Approvals, site: Site, as_json: bool) -> None:
     approved = approvals.approved()
-    refused = [one for one in approvals.refused()]
+    refused = list(approvals.refused())
     if as_json:
         print_json(
             {
@@ -206,23 +209,16 @@ def _show(approvals: Approvals, site: Site, as_json: bool) -> None:
             }
         )
         return
-    print_table(
-        f"{site.name}: refused plans",
-        ("time", "digest", "plan", "approved", "reasons"),
-        [
-            (
-                one.time,
-                one.plan.digest[:12] if one.plan else "-",
-                _describe(one.plan) if one.plan else "no plan that is understood here",
-                "yes" if one.plan and one.plan.digest in approved else "",
-                "\n".join(one.reasons),
-            )
-            for one in refused
-        ],
-        whole=("digest",),
-    )
-    rows = [(one.plan_digest, one.approved_by, one.time) for one in approved.values()]
-    print_table(f"{site.name}: approved plans", ("digest", "by", "time"), rows, whole=("digest",))
+    typer.echo(f"{site.name}: {len(refused)} refused plans, the newest first")
+    for one in refused:
+        digest = one.plan.digest if one.plan else ""
+        what = _describe(one.plan) if one.plan else "no plan that is understood here"
+        typer.echo(f"{one.time}  {digest[:12] or '-':12}  {what}{'; approved' if digest in approved else ''}")
+        for reason in one.reasons:
+            typer.echo("    " + "".join(c if c.isprintable() else "?" for c in reason))
+    typer.echo(f"{site.name}: {len(approved)} approved plans")
+    for approval in approved.values():
+        typer.echo(f"{approval.time}  {approval.plan_digest[:12]}  by {approval.approved_by}")
 
 
 def _describe(plan: Plan) -> str:

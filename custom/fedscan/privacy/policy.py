@@ -66,10 +66,10 @@ class Unreadable:
 
 
 def complaints(error: ValidationError, what: str) -> tuple[str, ...]:
-    """pydantic's complaints, one for each field; they name what is wanted and hold no value."""
+    """pydantic's complaints, one for each field; they name what is wanted. Names of fields may be hostile."""
     found = []
     for item in error.errors(include_url=False, include_input=False):
-        field = ".".join(str(part) for part in item["loc"])[:120]
+        field = "".join(c if c.isprintable() else "?" for c in ".".join(str(part) for part in item["loc"]))[:120]
         text = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             text = "there is no such field: delete it, or look for a misspelling"

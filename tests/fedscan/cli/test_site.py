@@ -110,7 +110,7 @@ def test_approve_by_folder_digest_and_first_digits(command: Command, tmp_path: P
     assert json.loads(command("site", "approve", "--list", *where, "--json")[1])["approved"] == []
     code, output = command("site", "approve", digest[:12], *where)
     assert code == 1
-    assert "0 refused plans begin with" in output
+    assert "0 known plans begin with" in output
     assert command("site", "approve", digest, *where)[0] == 0
 
 
@@ -135,8 +135,29 @@ def test_list_shows_refused_plans_with_their_reasons(command: Command, tmp_path:
     assert any("require_dp" in reason for reason in shown["refused"][0]["reasons"])
     code, output = command("site", "approve", "--list", *where)
     assert code == 0
-    assert plan.digest[:12] in output
+    assert f"{plan.digest[:12]}  ct-fedavg, 10 rounds, no DP\n" in output
+    assert "\n    privacy: the plan has no differential privacy" in output
     assert command("site", "approve", plan.digest[:12], *where)[0] == 0
+    assert "no DP; approved\n" in command("site", "approve", "--list", *where)[1]
+    assert command("site", "approve", plan.digest[:12], "--withdraw", *where)[0] == 0
+
+
+def test_a_hostile_plan_cannot_write_to_the_terminal(command: Command, tmp_path: Path) -> None:
+    from fedscan.plan import Plan
+    from fedscan.privacy import charging
+    from fedscan.privacy.approvals import Approvals
+    from fedscan.training.site_store import store_facts
+
+    make(command, tmp_path)
+    site = Site.open(tmp_path / "site")
+    plan = {**Plan().model_dump(mode="json"), "\x1b[2Jnothing to see\n": 1}
+    verdict = charging.admit(site, plan, None, submitter=None, store=store_facts(site.store))
+    Approvals(site.state, site.key()).keep_refused({"of": "another"}, ("\x1b]0;title\x07",))
+    assert "\x1b" not in "".join(verdict.reasons)
+    code, output = command("site", "approve", "--list", "--site", site.path)
+    assert code == 0
+    assert "?[2Jnothing to see?" in output
+    assert "\x1b" not in output
 
 
 def test_approve_without_a_plan_or_with_another_thing(command: Command, tmp_path: Path) -> None:
