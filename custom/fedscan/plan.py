@@ -154,7 +154,9 @@ class TrainingPlan(Part):
     local_steps: int | None = Field(
         default=None, ge=1, le=1_000_000, description="gradient steps a round; or local_epochs"
     )
-    batch_size: int = Field(default=32, ge=1, le=4096, description="slices a gradient step")
+    batch_size: int = Field(
+        default=32, ge=1, le=4096, description="slices a gradient step; under privacy the draw of patients decides"
+    )
     optimiser: Literal["adamw", "adam"] = Field(default="adamw", description="torch.optim.AdamW or Adam")
     optimiser_state: Literal["keep", "fresh"] = Field(
         default="keep", description="moments kept at the site from round to round, or made anew each round (the paper)"
@@ -169,7 +171,12 @@ class TrainingPlan(Part):
     decay: Literal["constant", "cosine"] = Field(
         default="constant", description="of the learning rate over all rounds; cosine ends at a tenth"
     )
-    gradient_clip_norm: Float = Field(default=1.0, gt=0.0, le=1e6, description="L2 norm that a step's gradient keeps")
+    gradient_clip_norm: Float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1e6,
+        description="L2 norm that a step's gradient keeps; under privacy privacy.max_grad_norm bounds each patient's",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="auto: bf16 autocast where the processor gains by it (weights stay float32)"
     )

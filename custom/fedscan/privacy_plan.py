@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from fedscan.plan_form import Float, Part
 
 Unit = Literal["patient", "image"]
+SiteName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 
 class SiteSampling(Part):
@@ -26,6 +27,15 @@ class SiteSampling(Part):
         """The size that the site declared."""
         return self.expected_patients_per_step / self.sample_rate
 
+    @model_validator(mode="after")
+    def _of_somebody(self) -> Self:
+        if self.declared_patients < 1.0 - 1e-9:
+            raise ValueError(
+                f"expected_patients_per_step={self.expected_patients_per_step:g} at sample_rate={self.sample_rate:g} "
+                "is less than one patient in all: it is sample_rate times the declared number of patients"
+            )
+        return self
+
 
 class PrivacyPlan(Part):
     """Differential privacy of a run: DP-SGD by patient with Poisson sampling (Abadi et al. 2016), noise added at each
@@ -38,7 +48,8 @@ class PrivacyPlan(Part):
     noise_multiplier: Float = Field(
         gt=0.0,
         le=1e6,
-        description="standard deviation of the noise in units of max_grad_norm; `job new` finds it from target_epsilon",
+        description="standard deviation of the noise in units of max_grad_norm; where a template has none, `job new` "
+        "finds it from target_epsilon",
     )
     target_epsilon: Float | None = Field(
         default=None,
@@ -47,12 +58,18 @@ class PrivacyPlan(Part):
         description="epsilon over all planned rounds that noise_multiplier was found for, at the worst site; a record: "
         "sites judge the noise itself",
     )
-    delta: Float = Field(gt=0.0, le=1e-2, description="at most a tenth of one over the number of patients is wise")
+    delta: Float = Field(
+        gt=0.0,
+        le=1e-2,
+        description="chance that epsilon does not hold: below one over the number of patients, wisely a tenth of it",
+    )
     max_grad_norm: Float = Field(
         default=0.1, gt=0.0, le=1e6, description="L2 norm that one patient's gradient is clipped to"
     )
-    sites: dict[str, SiteSampling] = Field(
-        min_length=1, max_length=10_000, description="sampling of each site, by name"
+    sites: dict[SiteName, SiteSampling] = Field(
+        min_length=1,
+        max_length=10_000,
+        description="sampling of each site, by name; `job new --patients` fills it from the sizes that sites declare",
     )
     slices_per_patient: int = Field(
         default=1, ge=1, le=256, description="slices of a drawn patient in a step; repeated where it has fewer"

@@ -51,18 +51,40 @@ def new(
     sites: Annotated[
         str | None, typer.Option("--sites", metavar="A,B,C", help="Names of the sites; `job run` names them otherwise.")
     ] = None,
+    patients: Annotated[
+        str | None,
+        typer.Option(
+            "--patients",
+            metavar="A=500,B=300",
+            help="Under DP: the number of patients that each site declares, which becomes public; names the sites too.",
+        ),
+    ] = None,
+    sample_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--sample-rate",
+            metavar="Q",
+            help="With --patients: the probability with which each patient is drawn in a step (default: 0.25, or what "
+            "the template says).",
+        ),
+    ] = None,
     init: Init = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a job from a template: the plan resolved in full, with its digest.
 
-    Example: `fedscan job new jobs/ct_fedavg my-job --set rounds=20 --set training.local_epochs=5`
+    Under DP the noise is found here, for the plan's target epsilon over all its rounds at the site that samples most.
+
+    Examples: `fedscan job new jobs/ct_fedavg my-job --set rounds=20 --set training.local_epochs=5`;
+    `fedscan job new jobs/ct_fedavg_dp my-job --patients a=500,b=300,c=800 --set privacy.target_epsilon=3`
     """
     from fedscan.federation import job_folder
     from fedscan.federation.findings import JobError
 
     try:
-        plan = job_folder.new(template, out, settings or [], _names(sites), init)
+        plan = job_folder.new(
+            template, out, settings or [], _names(sites), init, patients=_sizes(patients), sample_rate=sample_rate
+        )
     except JobError as error:
         _fail_with(error.findings)
     if as_json:
@@ -190,6 +212,18 @@ def fields(
 
 def _names(sites: str | None) -> list[str]:
     return [name.strip() for name in sites.split(",") if name.strip()] if sites else []
+
+
+def _sizes(patients: str | None) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for item in _names(patients):
+        name, _, size = item.partition("=")
+        if not name or not size.isascii() or not size.isdigit() or int(size) < 1:
+            fail(f"--patients must be NAME=NUMBER, NAME=NUMBER, ... of at least 1 patient, got {item!r}")
+        if name in sizes:
+            fail(f"--patients names {name!r} twice")
+        sizes[name] = int(size)
+    return sizes
 
 
 def _sites(site: list[str] | None) -> dict[str, Path]:

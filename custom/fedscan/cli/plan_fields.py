@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -16,13 +16,15 @@ COLUMNS = ("field", "default", "allowed", "meaning")
 
 
 def rows(model: type[BaseModel] = Plan, prefix: str = "") -> Iterator[Row]:
-    """One row for each field, parts of the plan unfolded."""
+    """One row for each field, parts of the plan unfolded; NAME stands for a key of one's own."""
     for name, field in model.model_fields.items():
         inner = _part(field)
         if inner is not None:
             if field.description:
                 yield prefix + name, _default(field), "", field.description
-            yield from rows(inner, f"{prefix}{name}.")
+            yield from rows(
+                inner, f"{prefix}{name}.NAME." if get_origin(field.annotation) is dict else f"{prefix}{name}."
+            )
         else:
             yield prefix + name, _default(field), _allowed(field), field.description or ""
 
@@ -50,7 +52,7 @@ def _part(field: FieldInfo) -> type[BaseModel] | None:
 
 def _default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
-        return "" if field.default_factory is None else "its parts' defaults"
+        return "required" if field.default_factory is None else "its parts' defaults"
     return "null" if field.default is None else str(field.default).replace("()", "[]")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedscan.federation import job_folder, job_form
+from fedscan.federation import job_folder, job_form, job_privacy
 from fedscan.federation.findings import Finding, JobError
 from fedscan.federation.job_folder import APP_SERVER, APP_SITES, CLIENT_PATH, META, SERVER_PATH
 from fedscan.plan import Plan, Submission
@@ -39,6 +39,8 @@ def check(job: Path, stores: Mapping[str, Path] | None = None, init: Path | None
     if plan is not None:
         found += _meta(configs.get(Path(META), {}), plan)
         found += _counts(configs.get(Path(META), {}), plan, stores)
+        sites = job_form.sites_of(configs.get(Path(META), {}), APP_SITES) or []
+        found += job_privacy.findings(plan, {*sites, *stores})
         found += _init(job, plan, init)
         found += _stores(plan, stores)
         found += _shared(stores)

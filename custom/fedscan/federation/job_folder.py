@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedscan.federation import job_form
+from fedscan.federation import job_form, job_privacy
 from fedscan.federation.findings import Finding, JobError
 from fedscan.federation.places import CLIENT_CONFIG, SERVER_CONFIG
 from fedscan.plan import Plan, Submission
@@ -35,11 +35,14 @@ def new(
     settings: Sequence[str] = (),
     sites: Sequence[str] = (),
     init: Path | None = None,
+    patients: Mapping[str, int] | None = None,
+    sample_rate: float | None = None,
 ) -> Plan:
     """Makes a job folder from a template: the plan resolved in full, a submission, the sites if they are named.
 
-    `settings` are `field=value` or `part.field=value`, values in JSON (a bare word is a string). Raises JobError with
-    all that is wrong; `out` then does not exist.
+    `settings` are `field=value` or `part.field=value`, values in JSON (a bare word is a string). Under privacy,
+    `patients` are the sizes that the sites declare, and the noise follows from the plan's target_epsilon. Raises
+    JobError with all that is wrong; `out` then does not exist.
     """
     if out.exists():
         raise JobError([Finding("error", str(out), "exists already: choose another folder, nothing was overwritten")])
@@ -52,8 +55,11 @@ def new(
     _apply(raw, settings)
     if init is not None:
         raw["init_sha256"] = _model_sha256(init)
-    plan = parse_plan(raw, str(template / CLIENT_PATH))
+    sites = sites or list(patients or ())
     if bad := site_name_findings(sites):
+        raise JobError(bad)
+    plan = _resolved(raw, str(template / CLIENT_PATH), settings, patients, sample_rate)
+    if bad := [found for found in job_privacy.findings(plan, sites) if found.level == "error"]:
         raise JobError(bad)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -64,6 +70,20 @@ def new(
     if init is not None:
         write_json(_init_note(out), {"init": str(init.resolve()), "sha256": raw["init_sha256"]})
     return plan
+
+
+def _resolved(
+    raw: dict[str, Any],
+    where: str,
+    settings: Sequence[str],
+    patients: Mapping[str, int] | None,
+    sample_rate: float | None,
+) -> Plan:
+    try:
+        job_privacy.fill_in(raw, settings, patients, sample_rate)
+    except ValidationError as error:
+        raise JobError(validation_findings(error, where, "plan")) from None
+    return parse_plan(raw, where)
 
 
 def copy_for_run(job: Path, to: Path, sites: Sequence[str], submission: Submission) -> None:

@@ -18,6 +18,7 @@ _GRADES = (
     (math.inf, "start plus grey levels", "shapes of the public start in real greys"),
 )
 """Largest noise per patient, word, pictures: by eye and by FD-lite112 (352, 416, 527, 569)."""
+_NOT_WORTH = f"above {WARN_ABOVE:g}: hardly more than the public start, hardly worth the budget"
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Outlook:
     patients_for_next: int | None
     """Declared patients that `next_word` needs at the same noise_multiplier and sample_rate; None where unknown."""
     warns: bool
-    """Whether so few patients under so much noise are hardly worth the budget."""
+    """Whether it lies above WARN_ABOVE: more patients, a larger epsilon or fewer steps are needed."""
 
     def __str__(self) -> str:
         more = "" if self.patients_for_next is None else f"; {self.next_word!r} needs {self.patients_for_next} patients"
@@ -73,7 +74,7 @@ def outlook(nu: float, patients: float | None = None) -> Outlook:
     return Outlook(
         noise_per_patient=nu,
         word=word,
-        text=text,
+        text=_NOT_WORTH if nu > WARN_ABOVE else text,
         next_word=better[1] if better else None,
         patients_for_next=math.ceil(patients * nu / better[0] * (1 - 1e-12)) if better and patients else None,
         warns=nu > WARN_ABOVE,

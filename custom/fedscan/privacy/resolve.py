@@ -56,7 +56,9 @@ def resolve(raw_plan: dict[str, Any]) -> None:
         raise ResolveError("neither privacy.target_epsilon nor privacy.noise_multiplier is set: set one")
     plan = Plan.model_validate({**raw_plan, "privacy": {**privacy, "noise_multiplier": 1.0}})
     asked, steps = plan.privacy, plan.training.local_steps
-    assert asked is not None and asked.target_epsilon is not None and steps is not None
+    assert asked is not None
+    assert asked.target_epsilon is not None
+    assert steps is not None
     worst = max(sampling.sample_rate for sampling in asked.sites.values())
     try:
         noise = noise_multiplier_for(asked.target_epsilon, asked.delta, worst, plan.rounds * steps)
