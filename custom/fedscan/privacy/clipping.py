@@ -52,12 +52,12 @@ def clip_and_sum(rows_of_parameters: Sequence[Tensor], factors: Tensor, sums: Se
     squares = torch.zeros_like(factors)
     columns = max(_LEAST_COLUMNS, _CACHED // max(1, len(factors)))
     for rows, total in zip(rows_of_parameters, sums, strict=True):
-        for part, part_total in zip(rows.split(columns, dim=1), total.split(columns), strict=True):
-            clipped = part.double().mul_(factors[:, None])
+        for at in range(0, len(total), columns):
+            clipped = rows[:, at : at + columns].to(torch.float64, copy=True).mul_(factors[:, None])
             if any_zeroed:
                 clipped[zeroed] = 0.0  # 0 * inf is NaN
             squares += torch.linalg.vector_norm(clipped, dim=1).square()
-            part_total += clipped.sum(0)
+            total[at : at + columns] += clipped.sum(0)
     return squares.sqrt()
 
 
