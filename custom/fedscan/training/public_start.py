@@ -1,6 +1,6 @@
-"""A public start: a model trained on phantoms alone, for private training to go on from (docs/results/dp-usefulness.md).
+"""A public start: a model trained on phantoms alone, for private training to go on from.
 
-No scan and no patient went into it. Under DP it is worth more than every other lever.
+No scan and no patient went into it. Under DP it is worth more than every other lever (docs/results/dp-usefulness.md).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PROFILE = dataclasses.replace(
 """A scanner of no hospital, healthy patients of every build."""
 _LEVEL_HU, _WIDTH_HU = (-650.0, -500.0), (1300.0, 1700.0)
 """How pictures of the lung are usually windowed."""
-_FIELD_MM = 400.0
+_FIELD_MM, _PICTURE_FIELD_MM = 360.0, 400.0
 
 
 def builtin(sha256: str) -> Path | None:
@@ -128,46 +128,45 @@ def phantoms(plan: Plan, look: Look, slices: int, seed: int) -> TrainingSet:
         label=label,
         patient=np.repeat(np.arange(patients, dtype=np.int32), _PATIENT_SLICES)[:slices],
         unit="patient",
-        field_mm=None if look == "pictures" else 360.0,
+        field_mm=None if look == "pictures" else _FIELD_MM,
     )
 
 
 def _patient(rng: np.random.Generator, look: Look, size: int) -> NDArray[np.int16]:
-    """int16 [8, size, size] of one phantom, drawn at twice the size."""
-    field_mm = 360.0 if look == "hu" else _FIELD_MM
+    """int16 [8, size, size] of one phantom, drawn at twice the size or more."""
+    matrix, field_mm = (2 * size, _FIELD_MM) if look == "hu" else (max(2 * size, 128), _PICTURE_FIELD_MM)
     profile: HospitalProfile = dataclasses.replace(
-        _PROFILE, matrix=2 * size, field_mm=field_mm, sharpness=float(rng.uniform(0.1, 0.8))
+        _PROFILE, matrix=matrix, field_mm=field_mm, sharpness=float(rng.uniform(0.1, 0.8))
     )
     patient = draw_patient(rng, profile)
     heights = np.sort(rng.uniform(0.08, 0.93, _PATIENT_SLICES)) * patient.habitus.lung_height_mm
     hu = render(rng, patient, profile, heights).astype(np.float32)
     if look == "hu":
-        return _averaged(hu, size)
-    return np.stack([_picture(rng, one, size) for one in hu])
+        mean = hu.reshape(len(hu), size, 2, size, 2).mean(axis=(2, 4))
+        return np.rint(mean).astype(np.int16)
+    return np.stack([_picture(rng, one, size, field_mm / matrix) for one in hu])
 
 
-def _averaged(hu: NDArray[np.float32], size: int) -> NDArray[np.int16]:
-    mean = hu.reshape(len(hu), size, 2, size, 2).mean(axis=(2, 4))
-    return np.rint(mean).astype(np.int16)
-
-
-def _picture(rng: np.random.Generator, hu: NDArray[np.float32], size: int) -> NDArray[np.int16]:
-    """Grey 0..255 as a picture of a journal shows a chest: windowed, cropped to the chest, padded black to a square."""
+def _picture(rng: np.random.Generator, hu: NDArray[np.float32], size: int, pixel_mm: float) -> NDArray[np.int16]:
+    """Grey 0..255 as a picture of a journal shows a chest: windowed to the lung, cropped to the lungs, made square."""
     level, width = rng.uniform(*_LEVEL_HU), rng.uniform(*_WIDTH_HU)
     grey = np.clip((hu - (level - width / 2)) / width, 0.0, 1.0) * 255.0
-    body = ndimage.binary_opening(hu > -300.0, iterations=2)
-    rows, columns = np.flatnonzero(body.any(1)), np.flatnonzero(body.any(0))
-    if not len(rows):
-        return np.zeros((size, size), np.int16)
-    inset = rng.uniform(0.0, 0.13, 4)
-    height, breadth = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
-    top, bottom = rows[0] + round(inset[0] * height), rows[-1] + 1 - round(inset[1] * height)
-    left, right = columns[0] + round(inset[2] * breadth), columns[-1] + 1 - round(inset[3] * breadth)
-    cut = grey[max(top, 0) : bottom, max(left, 0) : right]
-    side = max(cut.shape)
-    square = np.zeros((side, side), np.float32)
-    y, x = (side - cut.shape[0]) // 2, (side - cut.shape[1]) // 2
-    square[y : y + cut.shape[0], x : x + cut.shape[1]] = cut
-    smooth = ndimage.gaussian_filter(square, max(0.0, 0.4 * side / size - 0.3))
-    small = ndimage.zoom(smooth, size / side, order=1, grid_mode=True, mode="nearest")
-    return np.rint(np.clip(small[:size, :size], 0.0, 255.0)).astype(np.int16)
+    body = ndimage.binary_opening(hu > -300.0, iterations=round(6.0 / pixel_mm))
+    inside = ndimage.binary_erosion(ndimage.binary_fill_holes(body), iterations=round(9.0 / pixel_mm))
+    lungs = inside & (hu < -400.0)
+    rows, columns = (_side(rng, np.flatnonzero(body.any(i)), np.flatnonzero(lungs.any(i))) for i in (1, 0))
+    cut = grey[rows, columns]
+    zoom = size / np.array(cut.shape)
+    smooth = ndimage.gaussian_filter(cut, np.maximum(0.0, 0.4 / zoom - 0.3))
+    small = ndimage.zoom(smooth, zoom, order=1, grid_mode=True, mode="nearest")
+    return np.rint(np.clip(small, 0.0, 255.0)).astype(np.int16)
+
+
+def _side(rng: np.random.Generator, body: NDArray[np.int64], lungs: NDArray[np.int64]) -> slice:
+    """Where a picture begins and ends along one axis: some way around the lungs, never outside the body."""
+    least = 0.6 * (body[-1] - body[0] + 1)
+    start, end = (lungs[0], lungs[-1] + 1) if len(lungs) else (body[0], body[-1] + 1)
+    lacking = max(0.0, least - (end - start)) / 2
+    extent = max(float(end - start), least)
+    before, after = lacking + rng.uniform(0.01, 0.14, 2) * extent
+    return slice(max(body[0], round(start - before)), min(body[-1] + 1, round(end + after)))
