@@ -6,6 +6,7 @@ None for weight and bias (autograd then skips their sums), and hands the per-pat
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -61,19 +62,18 @@ def linear_weight_gradients(x: Tensor, gy: Tensor, rows: Rows) -> Tensor:
 class GroupNormFunction(Function):
     """Of nn.GroupNorm on [rows, C, ...].
 
-    Rows become channels of one picture, [1, rows * C, ...]: the kernel's weight gradients are then by row.
+    In the backward rows become channels of one picture, [1, rows * C, ...]: the kernel's weight gradients are by row.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, layer: nn.GroupNorm, batch: PatientBatch) -> Tensor:
         x = _as_norm_input(x).contiguous()
-        rows, channels = x.shape[:2]
-        weight = weight.repeat(rows)
-        ctx.sizes = (1, rows * channels, x[0, 0].numel(), rows * layer.num_groups)
-        y, mean, rstd = torch.native_group_norm(x, weight, bias.repeat(rows), *ctx.sizes, layer.eps)
+        rows, channels, area = len(x), x.shape[1], x[0, 0].numel()
+        y, mean, rstd = torch.native_group_norm(x, weight, bias, rows, channels, area, layer.num_groups, layer.eps)
         ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.sizes = (1, rows * channels, area, rows * layer.num_groups)
         ctx.layer, ctx.batch = layer, batch
-        return y.view_as(x)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -82,7 +82,7 @@ class GroupNormFunction(Function):
         with no_autocast(gy):
             wanted = (ctx.needs_input_grad[0], True, True)
             gx, *by_row = torch.ops.aten.native_group_norm_backward(
-                gy.contiguous(), x, mean, rstd, weight, *ctx.sizes, wanted
+                gy.contiguous(), x, mean, rstd, weight.repeat(len(x)), *ctx.sizes, wanted
             )
             for at, parameter in enumerate((layer.weight, layer.bias)):
                 if ctx.needs_input_grad[1 + at]:
@@ -148,9 +148,10 @@ def as_autocast(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def no_autocast(tensor: Tensor) -> torch.autocast:
+def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """For a backward: a caller may run it under autocast, which would cast what must stay float32."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _as_norm_input(x: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ class EvenRows:
 
     def sum(self, by_row: Tensor) -> Tensor:
         """[rows, ...] -> [patients, ...]: over each patient's rows."""
+        if self.per_patient == 1:
+            return by_row
         return by_row.view(self.per_patient, self.patients, *by_row.shape[1:]).sum(0)
 
 
