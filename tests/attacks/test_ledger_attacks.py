@@ -3,6 +3,7 @@ charged; never taken with less spent."""
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -286,6 +287,16 @@ def test_a_repaired_ledger_is_as_closed_as_any(
         bench.spent(changed, anchor)
 
 
+def test_torn_bytes_stay_in_the_file(bench: Bench, kept: Kept, repaired: tuple[int, bytes, bytes]) -> None:
+    """Without them, or behind their mark alone, the entry that vouches for them is refused."""
+    start, whole, anchor = repaired
+    torn = kept.lines[-1][:50] + TORN_MARK
+    assert whole[start:].startswith(torn)
+    for left in (b"", TORN_MARK, b"\n", torn.removesuffix(TORN_MARK) + b"\n"):
+        with pytest.raises(LedgerError, match=f"^entry {len(kept.lines)}: "):
+            bench.spent(whole[:start] + left + whole[start + len(torn) :], anchor)
+
+
 @pytest.mark.parametrize("extra", [b"x" * 70_000, b"{}\n" * 30_000])
 def test_a_tail_that_no_power_cut_leaves_is_refused(bench: Bench, kept: Kept, extra: bytes) -> None:
     with pytest.raises(LedgerError, match="are no entries"):
@@ -329,6 +340,19 @@ def test_the_anchor_of_another_ledger_with_the_same_key_is_refused(bench: Bench,
         bench.spent(kept.ledger, other.anchor.read_bytes())
     with pytest.raises(LedgerError, match="belongs to another ledger"):
         bench.spent(other.path.read_bytes(), kept.anchor)
+
+
+def test_the_anchor_of_a_copy_that_went_on_by_itself_is_refused(bench: Bench, kept: Kept, tmp_path: Path) -> None:
+    """The copy spent more than the original, so that no counter is behind another."""
+    other = Bench(tmp_path)
+    other.put(kept.ledger, kept.anchor)
+    for number in range(3):
+        other.open().reserve(charge(number))
+    bench.put(kept.ledger, kept.anchor)
+    bench.open().reserve(charge(4))
+    count = bench.open().head.count
+    with pytest.raises(LedgerError, match=rf"^entry {count}: it is another than the anchor knows"):
+        bench.spent(other.path.read_bytes(), bench.anchor.read_bytes())
 
 
 def test_a_line_of_another_ledger_with_the_same_key_does_not_fit(bench: Bench, kept: Kept, tmp_path: Path) -> None:
@@ -391,6 +415,27 @@ def test_a_full_volume_of_the_anchor_stops_training(tmp_path: Path) -> None:
         bench.open()
     bench.anchor.with_name(f".anchor.{os.getpid()}.part").rmdir()
     assert steps(bench.open()) == 2 * ROUND
+    ledger.reserve(charge(1))
+    assert steps(ledger) == steps(bench.open()) == 3 * ROUND
+
+
+def test_a_disk_that_fails_to_sync_stops_training_and_forgives_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line may be on the disk or not. The same instance goes on with what is there."""
+    bench = Bench(tmp_path)
+    ledger = Ledger.create(bench.path, KEY, bench.anchor)
+    ledger.reserve(charge(0))
+    inode, sync = bench.path.stat().st_ino, os.fsync
+
+    def fails(file: int) -> None:
+        if os.fstat(file).st_ino == inode:
+            raise OSError(errno.EIO, "Input/output error")
+        sync(file)
+
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="Input/output error"):
+        broken.setattr(os, "fsync", fails)
+        ledger.reserve(charge(1))
     ledger.reserve(charge(1))
     assert steps(ledger) == steps(bench.open()) == 3 * ROUND
 

@@ -260,6 +260,15 @@ def test_create_never_begins_a_new_budget_over_an_old_ledger(place) -> None:
         Ledger.create(*place)
 
 
+def test_create_is_refused_where_the_anchor_alone_is_left(place) -> None:
+    path, _, _ = place
+    Ledger.create(*place).reserve(charge())
+    for file in sorted(path.parent.rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    with pytest.raises(LedgerError, match="the anchor of an earlier one"):
+        Ledger.create(*place)
+
+
 def test_a_creation_that_was_cut_can_be_done_again(place) -> None:
     """The anchor is written first: alone, at entry 1, it says that nothing was ever spent."""
     path, _, _ = place
