@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from fedscan.cli import plan_fields
 from fedscan.plan import PRESETS, Plan, Submission
 
 
@@ -76,6 +77,78 @@ def test_errors_name_got_wanted_and_cure(raw: dict[str, Any], words: list[str]) 
         assert word in str(error.value)
 
 
+PRIVATE: dict[str, Any] = {
+    "weighting": "uniform",
+    "training": {"local_steps": 5},
+    "init_sha256": "0" * 64,
+    "privacy": {
+        "noise_multiplier": 2.0,
+        "delta": 1e-5,
+        "sites": {"a": {"sample_rate": 0.25, "expected_patients_per_step": 125.0}},
+    },
+}
+
+
+def private(**privacy: object) -> dict[str, Any]:
+    return PRIVATE | {"privacy": PRIVATE["privacy"] | privacy}
+
+
+def test_a_private_plan_knows_its_sites_sizes_and_its_rows() -> None:
+    plan = Plan.model_validate(private(slices_per_patient=4, noise_draws_per_slice=2))
+    assert plan.privacy is not None
+    assert plan.privacy.sites["a"].declared_patients == 500.0
+    assert plan.privacy.rows_per_patient == 8
+    assert Plan.model_validate_json(plan.canonical_json()).digest == plan.digest
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (PRIVATE | {"training": {"local_epochs": 1}}, ["local_steps", "number of slices"]),
+        (PRIVATE | {"training": {}}, ["local_steps"]),
+        (PRIVATE | {"weighting": "examples"}, ["'examples'", "count of the data", "uniform or declared"]),
+        (PRIVATE | {"weighting": "patients"}, ["'patients'", "uniform or declared"]),
+        (PRIVATE | {"init_sha256": None}, ["from scratch", "public model", "privacy.from_scratch=true"]),
+        ({"weighting": "declared"}, ["needs privacy.sites"]),
+        (PRIVATE | {"round_timeout_s": 60.0}, ["answer_after_s=60", "round_timeout_s=60", "late"]),
+        (private(slices_per_patient=256, noise_draws_per_slice=8), ["at most 1024", "2048"]),
+        (private(noise_multiplier=0), ["noise_multiplier", "greater than 0"]),
+        (private(noise_multiplier=float("inf")), ["noise_multiplier", "finite"]),
+        (private(noise_multiplier=None), ["noise_multiplier"]),
+        (private(delta=0.02), ["delta", "less than or equal to 0.01"]),
+        (private(delta=0), ["delta", "greater than 0"]),
+        (private(target_epsilon=-1), ["target_epsilon"]),
+        (private(unit="slice"), ["unit", "'patient' or 'image'"]),
+        (private(sites={}), ["sites", "at least 1"]),
+        (private(sites={"../a": PRIVATE["privacy"]["sites"]["a"]}), ["sites", "pattern"]),
+        (private(sites={"a": {"sample_rate": 1.1, "expected_patients_per_step": 5}}), ["sample_rate", "less than"]),
+        (private(sites={"a": {"sample_rate": 0.5, "expected_patients_per_step": 0.4}}), ["less than one patient"]),
+        (private(sites={"a": {"sample_rate": 0.5}}), ["expected_patients_per_step", "required"]),
+        (private(epsilon=3), ["epsilon", "Extra inputs"]),
+    ],
+)
+def test_a_private_plan_that_cannot_hold_is_refused(raw: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ValidationError) as error:
+        Plan.model_validate(raw)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_every_constant_of_privacy_changes_the_digest() -> None:
+    digest = Plan.model_validate(PRIVATE).digest
+    changes: list[dict[str, Any]] = [
+        {"noise_multiplier": 2.1},
+        {"delta": 1e-6},
+        {"max_grad_norm": 0.2},
+        {"unit": "image"},
+        {"sites": {"a": {"sample_rate": 0.2, "expected_patients_per_step": 125.0}}},
+        {"sites": {"a": {"sample_rate": 0.25, "expected_patients_per_step": 124.0}}},
+        {"slices_per_patient": 2},
+        {"answer_after_s": 61.0},
+    ]
+    assert len({digest, *(Plan.model_validate(private(**change)).digest for change in changes)}) == 1 + len(changes)
+
+
 def test_infinities_are_refused_in_json_too() -> None:
     with pytest.raises(ValidationError):
         Plan.model_validate_json('{"training": {"learning_rate": 1e999}}')
@@ -97,12 +170,20 @@ def test_every_field_is_documented() -> None:
         for name, field in model.model_fields.items():
             if not field.description:
                 found.append(prefix + name)
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                found += undocumented(field.annotation, f"{prefix}{name}.")
+            for part in (field.annotation, *get_args(field.annotation)):
+                if isinstance(part, type) and issubclass(part, BaseModel):
+                    found += undocumented(part, f"{prefix}{name}.")
         return found
 
     assert undocumented(Plan) == []
     assert undocumented(Submission) == []
+
+
+def test_fields_of_each_site_are_listed_under_a_name_of_ones_own() -> None:
+    found = {name: (default, allowed) for name, default, allowed, _ in plan_fields.rows()}
+    assert found["privacy.sites.NAME.sample_rate"] == ("required", "> 0.0, <= 1.0")
+    assert found["privacy"][0] == "null"
+    assert found["privacy.noise_multiplier"][0] == "required"
 
 
 def test_a_new_submission_of_a_run_keeps_the_run_and_takes_a_new_nonce() -> None:

@@ -8,8 +8,6 @@ from typing import Any
 
 from fedscan.federation.findings import Finding, JobError
 from fedscan.plan import Plan
-from fedscan.privacy import resolve
-from fedscan.privacy.accounting import AccountingError, epsilon
 from fedscan.privacy.event import EventError, run_event
 from fedscan.privacy.outlook import MEASURED, average_noise_per_patient, noise_per_patient, outlook
 from fedscan.privacy_plan import PrivacyPlan
@@ -29,6 +27,10 @@ def fill_in(
     A noise multiplier that the template brings is found anew when this command changes what it was found for, unless
     the command names one itself. Raises JobError; pydantic.ValidationError for a plan that is wrong otherwise.
     """
+    if not isinstance(raw.get("privacy"), dict) and not patients and sample_rate is None:
+        return
+    from fedscan.privacy import resolve  # the accountant takes a second to load
+
     try:
         if patients:
             resolve.declare(raw, patients, sample_rate)
@@ -86,6 +88,8 @@ def _average(plan: Plan, privacy: PrivacyPlan) -> Iterator[Finding]:
 
 
 def _site(plan: Plan, privacy: PrivacyPlan, site: str) -> Iterator[Finding]:
+    from fedscan.privacy.accounting import AccountingError, epsilon
+
     where = f"plan.privacy.sites.{site}"
     patients = privacy.sites[site].declared_patients
     yield from _delta(privacy, where, patients)

@@ -17,7 +17,7 @@ from fedscan.privacy.event import Event
 Segment = tuple[float, float, int]
 """noise_multiplier, sample_rate, steps."""
 
-LEAST_NOISE = 0.01
+LEAST_NOISE = 0.05
 MOST_NOISE = 1e6
 MOST_ROUNDS = 1_000_000
 MOST_STEPS = 10**15
@@ -28,6 +28,7 @@ _NO_PRIVACY = 30.0
 
 _INTERVAL = 1e-3
 _MAX_POINTS = 2e5
+_MAX_POINTS_A_STEP = 2e4
 _MAX_SPAN = 1e5
 _STEPS_AT_ONCE = 1024
 _TRUNCATED = 1e-18
@@ -167,7 +168,7 @@ def _known(event: object) -> Event:
     if type(event) is not Event:
         raise AccountingError(f"an event of type {type(event).__name__} is unknown")
     try:
-        return Event.model_validate(event.model_dump())
+        return Event.model_validate(vars(event))
     except ValidationError as error:
         fields = sorted({".".join(str(part) for part in item["loc"]) for item in error.errors()})
         raise AccountingError(f"an event with an unknown {', '.join(fields)}") from None
@@ -217,7 +218,7 @@ def _interval(segments: tuple[Segment, ...]) -> float:
     span = square + 20.0 * math.sqrt(square) + reach
     if not span <= _MAX_SPAN:
         raise NoFiniteEpsilonError("epsilon would be in the thousands: the noise is too little")
-    wanted = max(min(_INTERVAL, square / root / 8.0), span / _MAX_POINTS)
+    wanted = max(min(_INTERVAL, square / root / 8.0), span / _MAX_POINTS, reach / _MAX_POINTS_A_STEP)
     return float(_INTERVAL * 2.0 ** math.floor(math.log2(wanted / _INTERVAL)))
 
 
