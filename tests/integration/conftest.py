@@ -57,11 +57,11 @@ def job(repository: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def make_site() -> Callable[..., Path]:
-    """Makes a site with 12 phantom patients of two slices each, and a policy that takes so few."""
+    """Makes a site with phantom patients of two slices each, and a policy that takes so few."""
 
-    def make(folder: Path, name: str, *policy: str) -> Path:
-        hu, _ = chest_slices(np.random.default_rng(sum(name.encode())), 2 * PATIENTS)
-        store = write_store(folder / f"{name}-store", hu, np.arange(2 * PATIENTS) // 2, splits=["train"] * PATIENTS)
+    def make(folder: Path, name: str, *policy: str, patients: int = PATIENTS) -> Path:
+        hu, _ = chest_slices(np.random.default_rng(sum(name.encode())), 2 * patients)
+        store = write_store(folder / f"{name}-store", hu, np.arange(2 * patients) // 2, splits=["train"] * patients)
         settings = ["min_patients=10", "max_delta=1e-3", *policy]
         return init(folder / name, name=name, store=store, policy=policy_with(settings)).site.path
 

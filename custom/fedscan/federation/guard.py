@@ -87,8 +87,9 @@ def fresh_reply(shareable: object, plan: Plan, submission: Submission, setup: Si
     update, record = _parts(shareable)
     answer = parse_answer(record) if plan.privacy is None else parse_private_answer(record)
     _may_leave(plan, submission, setup, answer, update)
+    ordered = {name: update[name] for name in sorted(update)}  # an order could tell something, too
     fresh: Shareable = DXO(
-        DataKind.WEIGHT_DIFF, data=dict(update), meta={META_KEY: answer.model_dump(mode="json")}
+        DataKind.WEIGHT_DIFF, data=ordered, meta={META_KEY: answer.model_dump(mode="json")}
     ).to_shareable()
     return fresh
 
