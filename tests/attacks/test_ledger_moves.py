@@ -152,6 +152,40 @@ def test_a_backup_without_its_anchor_is_refused(hospital: Hospital) -> None:
     assert "what the lost entries spent" in hospital.restore(package)
 
 
+def test_a_backup_with_the_anchor_of_another_ledger_is_refused(hospital: Hospital) -> None:
+    """Made with the same key, and spent less; or a copy that went on by itself."""
+    package = hospital.backup()
+    other = hospital.home / "other"
+    other.mkdir()
+    Ledger.create(other / "ledger", hospital.site.key(), other / "anchor")
+    copied = hospital.home / "copied.anchor"
+    shutil.copy(hospital.anchor, copied)
+    hospital.restore(package, into="copy", anchor=copied)
+    Site.open(hospital.home / "copy").open_ledger().record_removal({"p1"}, set())
+    hospital.spend(2)
+    newer = hospital.backup("newer.tar")
+    for file, anchor, word in (
+        (package, other / "anchor", "belongs to another ledger"),
+        (newer, copied, "went on by itself"),
+    ):
+        hospital.lose_the_disk()
+        assert word in hospital.restore(file, code=1, anchor=anchor).replace("\n", " ")
+        assert not (hospital.folder / "site.json").exists()
+
+
+def test_a_copy_that_spent_what_the_anchor_does_not_know_is_refused(hospital: Hospital) -> None:
+    copied = hospital.home / "copied.anchor"
+    shutil.copy(hospital.anchor, copied)
+    hospital.restore(hospital.backup(), into="copy", anchor=copied)
+    there = Site.open(hospital.home / "copy")
+    there.open_ledger().reserve(Charge("c" * 32, "1" * 64, 0, "2" * 64, DEARER, frozenset({"p1"})))
+    package = hospital.home / "fork.tar"
+    command("site", "backup", package, "--site", there.path)
+    hospital.spend(9)
+    hospital.lose_the_disk()
+    assert "spent what the anchor does not know" in hospital.restore(package, code=1).replace("\n", " ")
+
+
 def test_a_package_never_holds_the_anchor(hospital: Hospital) -> None:
     """With it an old ledger would bring the witness that it is new."""
     with tarfile.open(hospital.backup()) as tar:
@@ -292,12 +326,13 @@ def test_a_torn_line_beside_a_lost_anchor_is_charged(hospital: Hospital) -> None
     assert len(hospital.ledger.events()) == 3
 
 
-def _repacked(package: Path, change: dict[str, bytes]) -> Path:
+def _repacked(package: Path, change: dict[str, bytes], without: str | None = None) -> Path:
     out = package.with_name("repacked.tar")
     out.unlink(missing_ok=True)
     with tarfile.open(package) as old, tarfile.open(out, "w") as new:
         held = {info.name: old.extractfile(info).read() for info in old.getmembers()}  # type: ignore[union-attr]
         end = {"complete.json": held.pop("complete.json")}
+        held.pop(without or "", None)
         for name, data in (held | change | end).items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -313,6 +348,15 @@ def test_a_package_cannot_put_files_elsewhere(hospital: Hospital, name: str) -> 
     hospital.lose_the_disk()
     assert "none of a site's" in hospital.restore(package, code=1)
     assert not (hospital.home / "evil").exists()
+
+
+@pytest.mark.parametrize("name", ["policy.json", "ledger.jsonl", "ledger.key"])
+def test_a_package_that_lacks_a_file_is_refused(hospital: Hospital, name: str) -> None:
+    """Without its policy a site would come back with the default one, without its ledger with an empty one."""
+    package = _repacked(hospital.backup(), {}, without=name)
+    hospital.lose_the_disk()
+    assert "was cut off" in hospital.restore(package, code=1)
+    assert not (hospital.folder / "site.json").exists()
 
 
 def test_a_ledger_edited_in_the_package_is_refused(hospital: Hospital) -> None:
