@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 from real_ct import DATA, ROOT, fedscan
@@ -170,12 +171,13 @@ def grid(slices: torch.Tensor, path: Path, columns: int = 16) -> None:
     Image.fromarray(rows).save(path)
 
 
-def note(key: str, figures: dict[str, Any]) -> None:
-    """One arm's figures into the page's data, beside the others'."""
+def note(key: str, figures: dict[str, Any], root: Path) -> None:
+    """One arm's figures into the page's data, beside the others', whose runs may end at the same time."""
     path = RESULTS / "dp-usefulness.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    known[key] = figures
-    path.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
+    with FileLock(root / "figures.lock"):
+        known = json.loads(path.read_text()) if path.exists() else {}
+        known[key] = figures
+        path.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
 
 
 def run_arm(case: str, arm: str, seed: int, root: Path, start_file: Path) -> None:
@@ -207,7 +209,7 @@ def run_arm(case: str, arm: str, seed: int, root: Path, start_file: Path) -> Non
         "start": start.sha256,
         "cpu_s": round(time.process_time() - began),
     }
-    note(f"{case}, {arm}, seed {seed}", figures)
+    note(f"{case}, {arm}, seed {seed}", figures, root)
     print(name, figures, flush=True)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedscan.federation import job_folder, job_form, job_privacy
+from fedscan.federation import job_folder, job_form, job_privacy, job_start
 from fedscan.federation.findings import Finding, JobError
 from fedscan.federation.job_folder import APP_SERVER, APP_SITES, CLIENT_PATH, META, SERVER_PATH
 from fedscan.plan import Plan, Submission
@@ -41,7 +41,7 @@ def check(job: Path, stores: Mapping[str, Path] | None = None, init: Path | None
         found += _counts(configs.get(Path(META), {}), plan, stores)
         sites = job_form.sites_of(configs.get(Path(META), {}), APP_SITES) or []
         found += job_privacy.findings(plan, {*sites, *stores})
-        found += _init(job, plan, init)
+        found += job_start.findings(job, plan, init, stores)
         found += _stores(plan, stores)
         found += _shared(stores)
     return found
@@ -177,47 +177,6 @@ def _counts(meta: Mapping[str, Any], plan: Plan, stores: Mapping[str, Path]) -> 
         if value is not None and value > count:
             there = "is 1 site" if count == 1 else f"are {count} sites"
             yield Finding("error", f"plan.{field}", f"is {value}, but there {there}: lower it or add sites")
-
-
-def _init(job: Path, plan: Plan, init: Path | None) -> Iterator[Finding]:
-    source = init or job_folder.remembered_init(job)
-    if plan.init_sha256 is None:
-        if init is not None:
-            yield Finding("error", "--init", "the plan starts from scratch: give --init to `fedscan job new`")
-        return
-    if source is None:
-        yield Finding(
-            "error",
-            "plan.init_sha256",
-            f"the plan starts from model {plan.init_sha256[:12]}: give its file with --init",
-        )
-        return
-    try:
-        got = job_folder.file_sha256(source)
-    except JobError as error:
-        yield from error.findings
-        return
-    if got != plan.init_sha256:
-        yield Finding("error", str(source), f"is model {got[:12]}, the plan starts from {plan.init_sha256[:12]}")
-        return
-    yield from _init_fits(source, plan)
-
-
-def _init_fits(source: Path, plan: Plan) -> Iterator[Finding]:
-    from fedscan.training import model_file
-    from fedscan.training.weights import check_update, shapes_of
-
-    try:
-        model = model_file.load_model(source)
-    except (OSError, ValueError) as error:
-        yield Finding("error", str(source), f"is no model of ours: {error}")
-        return
-    for reason in check_update(model.weights, shapes_of(plan.model)):
-        yield Finding("error", str(source), f"does not fit the plan's network: {reason}")
-    if model.plan.window != plan.window:
-        yield Finding(
-            "warning", str(source), f"was trained in window {model.plan.window!r}, the plan's is {plan.window!r}"
-        )
 
 
 def _stores(plan: Plan, stores: Mapping[str, Path]) -> Iterator[Finding]:

@@ -95,7 +95,7 @@ def make(
         say(f"step {done_steps} of {start.rounds * STEPS_A_ROUND}: loss {report.loss:.4f}")
 
     done = in_process.run(start, {"phantoms": data}, work, on_round)
-    provenance = {
+    provenance: dict[str, Any] = {
         "public": "phantoms only: no scan and no patient went into this model",
         "look": look,
         "slices": slices,
@@ -143,7 +143,7 @@ def _patient(rng: np.random.Generator, look: Look, size: int) -> NDArray[np.int1
     hu = render(rng, patient, profile, heights).astype(np.float32)
     if look == "hu":
         mean = hu.reshape(len(hu), size, 2, size, 2).mean(axis=(2, 4))
-        return np.rint(mean).astype(np.int16)
+        return np.asarray(np.rint(mean), np.int16)
     return np.stack([_picture(rng, one, size, field_mm / matrix) for one in hu])
 
 
@@ -159,7 +159,7 @@ def _picture(rng: np.random.Generator, hu: NDArray[np.float32], size: int, pixel
     zoom = size / np.array(cut.shape)
     smooth = ndimage.gaussian_filter(cut, np.maximum(0.0, 0.4 / zoom - 0.3))
     small = ndimage.zoom(smooth, zoom, order=1, grid_mode=True, mode="nearest")
-    return np.rint(np.clip(small, 0.0, 255.0)).astype(np.int16)
+    return np.asarray(np.rint(np.clip(small, 0.0, 255.0)), np.int16)
 
 
 def _side(rng: np.random.Generator, body: NDArray[np.int64], lungs: NDArray[np.int64]) -> slice:
