@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import accumulate
 from typing import Any, NoReturn
 
 import torch
@@ -16,6 +15,9 @@ from fedscan.privacy.clipping import TOLERANCE, ClipError, assert_clipped, clip_
 from fedscan.privacy.noise import NoiseSource
 
 __all__ = ["ClipError", "PatientOptimiser"]
+
+_SMALL_VALUES = 4096
+"""Parameters of fewer values are clipped together, as one: a hundred biases and norms cost more calls than work."""
 
 
 class PatientOptimiser(DPOptimizer):
@@ -58,7 +60,10 @@ class PatientOptimiser(DPOptimizer):
             raise ValueError("the optimiser must hold the parameters that train, all of them, and no other")
         self._flat = torch.zeros(self.size, dtype=torch.float64, device=self._parameters[0].device)
         """The sum over patients, then the noised sum. Kept over steps: to ask for so much memory anew costs time."""
-        self._by_parameter = _split(self._flat, self._parameters)
+        sizes = [p.numel() for p in self._parameters]
+        self._by_parameter = _split(self._flat, sizes)
+        self._small = sum(size < _SMALL_VALUES for size in sizes)
+        self._stacked_sums = _split(self._flat, [sum(sizes[: self._small]), *sizes[self._small :]])
         self._drawn: int | None = None
         self._summed = 0
         self._noised = False
@@ -98,10 +103,12 @@ class PatientOptimiser(DPOptimizer):
         """Adds the patients' clipped gradients to the sum. Raises ClipError."""
         samples = self.grad_samples
         rows = [g.reshape(len(g), p.numel()) for g, p in zip(samples, self._parameters, strict=True)]
+        small = torch.cat([rows[0][:, :0], *rows[: self._small]], dim=1)
+        rows = [small, *rows[self._small :]]
         norms = torch.stack([squared_norms(r) for r in rows]).sum(0).sqrt()
         self.not_finite += int((~norms.isfinite()).sum())
         factors = clip_factors(norms, self.max_grad_norm)
-        assert_clipped(clip_and_sum(rows, factors, self._by_parameter), self.max_grad_norm)
+        assert_clipped(clip_and_sum(rows, factors, self._stacked_sums), self.max_grad_norm)
         for p, total in zip(self._parameters, self._by_parameter, strict=True):
             p.summed_grad = total.view(p.shape)  # type: ignore[attr-defined]
             _mark_as_processed(p.grad_sample)  # type: ignore[attr-defined]
@@ -173,10 +180,10 @@ class PatientOptimiser(DPOptimizer):
 
 
 def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [p for group in optimiser.param_groups for p in group["params"]]
+    """Small ones first, so that they lie together."""
+    return sorted((p for group in optimiser.param_groups for p in group["params"]), key=torch.Tensor.numel)
 
 
-def _split(flat: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
-    """Views of `flat` [sum of sizes], one for each parameter."""
-    ends = list(accumulate(p.numel() for p in parameters))
-    return [flat[end - p.numel() : end] for p, end in zip(parameters, ends, strict=True)]
+def _split(flat: Tensor, sizes: list[int]) -> list[Tensor]:
+    """Views of `flat` [sum of sizes], one after the other."""
+    return list(flat.split(sizes))
