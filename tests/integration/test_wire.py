@@ -74,7 +74,8 @@ def decode(body: bytes) -> Iterator[tuple[str, Any]]:
     yield from leaves(msgpack.unpackb(body[10:end]), "body")
     if rest := body[end:]:
         assert rest[:1] == b"e", rest[:40]
-        yield from leaves(json.loads(rest[rest.index(b"{") :]), "reference")
+        assert len(rest) == 10 + int.from_bytes(rest[2:10], "big")
+        yield from leaves(json.loads(rest[26:]), "reference")  # 16 bytes before it are a random identity
 
 
 class Heard:
