@@ -201,6 +201,19 @@ def test_parts_add_up_and_only_the_last_moves_the_parameters() -> None:
     assert np.abs(flat(list(of)) - flat(list(whole))).max() < 1e-6
 
 
+def test_a_skip_signal_that_was_left_over_shifts_nothing() -> None:
+    """Opacus keeps the signals in a queue: one too many, and each later step does what was meant for the one before."""
+    of = parameters()
+    optimiser = build(of)
+    optimiser.begin(PATIENTS)
+    optimiser.signal_skip_step(True)
+    optimiser.expect(PATIENTS, more=False)
+    hand_over(of, gradients(0))
+    before = flat(list(of))
+    optimiser.step()
+    assert not np.array_equal(flat(list(of)), before)
+
+
 @pytest.mark.parametrize("engine", ["loose", "by layer", "not at all"])
 def test_a_clip_bug_is_caught_where_it_happens(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: three times too loose; each layer clipped for itself; factors that were forgotten."""
