@@ -23,6 +23,8 @@ from fedscan.privacy_plan import PrivacyPlan, SiteSampling
 
 PATIENTS, SLICES, FEATURES = 11, 3, 40
 SIGMA, CLIP = 1.5, 0.2
+QUIET = 7
+"""The one patient that is not clipped."""
 
 
 class Chosen:
@@ -50,8 +52,9 @@ class Linear:
         self.model = nn.Linear(FEATURES, 5)
         with torch.no_grad():
             for p in self.model.parameters():
-                p.copy_(torch.randn(p.shape, generator=generator) / 10)
+                p.copy_(torch.randn(p.shape, generator=generator) / (10 if p.ndim == 2 else 100))
         self.x = torch.randn(PATIENTS, SLICES, FEATURES, generator=generator)
+        self.x[QUIET] *= 0.02
         self.wrapped = PatientGradients(self.model)
         self.sampling = SiteSampling(sample_rate=rate, expected_patients_per_step=expected)
         self.privacy = privacy(self.sampling)
@@ -92,10 +95,11 @@ def _one_thread() -> None:
 
 
 def test_a_step_is_the_drawn_patients_clipped_sum_by_the_public_divisor() -> None:
-    """3.3 expected, two drawn, floor(N q) = 3: only 3.3 divides."""
+    """3.3 expected, two drawn, floor(N q) = 3: only 3.3 divides. One is clipped, of the other the mean over slices."""
     linear = Linear(Chosen([2, 7]))
     before = linear.weights()
-    wanted = before - (linear.clipped(2) + linear.clipped(7)) / 3.3
+    assert CLIP / 9 < np.linalg.norm(linear.clipped(QUIET)) < CLIP / 3.1
+    wanted = before - (linear.clipped(2) + linear.clipped(QUIET)) / 3.3
     assert linear.step().tolist() == [2, 7]
     assert np.abs(linear.weights() - wanted).max() < 1e-7
     assert np.abs(wanted - before).max() > 1e-3
