@@ -122,7 +122,7 @@ def test_a_changed_byte_is_refused_by_its_entry(bench: Bench, kept: Kept, data: 
     at = data.draw(st.integers(0, len(kept.ledger) - 1))
     byte = data.draw(st.integers(0, 255).filter(lambda b: b != kept.ledger[at]))
     changed = kept.ledger[:at] + bytes([byte]) + kept.ledger[at + 1 :]
-    with pytest.raises(LedgerError) as refused:
+    with pytest.raises(LedgerError, match="Bring back the ledger as it was") as refused:
         bench.spent(changed, kept.anchor)
     assert refused.value.entry == line_at(kept.ledger, at)
     assert bench.path.read_bytes() == changed
