@@ -25,7 +25,8 @@ app = typer.Typer(
 
 **At a hospital:** `prepare` turns an export of CT scans into a slice store, `inspect` shows what is in it, `site init`
 makes the site's key, ledger and policy, `policy check` asks what the site would say to a job, `site approve` approves
-one, `budget` shows what was spent and what is left, `store forget` takes patients out.
+one, `budget` shows what was spent and what is left, `audit privacy` attacks a plan's privacy, `store forget` takes
+patients out.
 
 **As a researcher:** `job new` makes a job from a template in jobs/, `job check` says what is wrong with it, `job run`
 trains it over the sites, `job resume` goes on after a stop, `generate` draws synthetic slices from the model,
@@ -60,6 +61,7 @@ app.add_typer(policy.app, name="policy")
 app.add_typer(store.app, name="store")
 app.add_typer(job.app, name="job")
 app.command("budget")(budget)
+app.add_typer(audit.app, name="audit")
 app.command("warm-start")(warm_start)
 app.command("deal")(deal)
 app.command("generate")(generate)

@@ -129,6 +129,16 @@ class PrivateTrainer(RoundTrainer):
             state=state_of(inner, self.parameters, life + total) if keep else None,
         )
 
+    def gradients_of(self, weights: Weights, round_number: int, step: int, patients: NDArray[np.int64]) -> torch.Tensor:
+        """float32 [P, D], unclipped, at `weights`: what each of `patients` would add in that step. For audits: without
+        noise, so never to leave."""
+        self._load(weights)
+        losses = self._losses_of(round_number, step)(patients)
+        losses.sum().div(self.privacy.rows_per_patient).backward()  # type: ignore[no-untyped-call]
+        rows = [parameter.grad_sample.flatten(1) for parameter in self.trained.values()]  # type: ignore[attr-defined]
+        self._gradients.set_grad_sample_to_none()
+        return torch.cat(rows, dim=1).detach().cpu()
+
     def _losses_of(self, round_number: int, step: int) -> Callable[[NDArray[np.int64]], Tensor]:
         """From patients (int64 [P]) to their losses, float32 [R * P], slice-major, ready for a backward by patient."""
 
