@@ -9,6 +9,8 @@ import warnings
 from typing import Any
 
 import pytest
+from dp_accounting.pld.common import DifferentialPrivacyParameters
+from dp_accounting.pld.privacy_loss_distribution import from_privacy_parameters
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from opacus.accountants import PRVAccountant, RDPAccountant
@@ -45,7 +47,9 @@ def exact_gaussian(mu: float, delta: float) -> float:
 
 
 @pytest.mark.parametrize("delta", [1e-3, 1e-5, 1e-8, 1e-10])
-@pytest.mark.parametrize(("sigma", "steps"), [(1.0, 1), (3.0, 10), (100.0, 10_000), (250.0, 50_000), (10.0, 10_000)])
+@pytest.mark.parametrize(
+    ("sigma", "steps"), [(1.0, 1), (3.0, 10), (100.0, 10_000), (250.0, 50_000), (5000.0, 50_000), (10.0, 10_000)]
+)
 def test_without_sampling_it_is_the_exact_gaussians_from_above(sigma: float, steps: int, delta: float) -> None:
     exact = exact_gaussian(math.sqrt(steps) / sigma, delta)
     got = epsilon([event(sigma, 1.0, steps)], delta)
@@ -221,6 +225,14 @@ def test_noise_that_no_grid_can_hold_is_refused_at_once(sigma: float) -> None:
     with pytest.raises(AccountingError):
         epsilon([event(sigma, 0.5, 1000)], 1e-5)
     assert time.process_time() - began < 1.0
+
+
+def test_a_loss_that_is_infinite_too_often_has_no_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaky = from_privacy_parameters(DifferentialPrivacyParameters(1.0, 1e-3), value_discretization_interval=1e-3)
+    accounting._epsilon.cache_clear()
+    monkeypatch.setattr(accounting, "_composed", lambda segments, interval: leaky)
+    with pytest.raises(NoFiniteEpsilonError, match="the noise is too little"):
+        epsilon([event(6.0, 0.25, 200)], 1e-5)
 
 
 def test_a_delta_that_excuses_everything_gives_zero_and_no_less() -> None:

@@ -113,10 +113,10 @@ def test_what_is_wrong_otherwise_is_the_plans_to_say(raw: dict[str, Any], change
 def test_sizes_become_sampling_with_the_rate_of_the_site_the_command_or_the_default(raw: dict[str, Any]) -> None:
     raw["privacy"]["sites"] = {"a": {"sample_rate": 0.1}, "gone": {"sample_rate": 0.1}}
     other = copy.deepcopy(raw)
-    declare(raw, {"a": 500, "b": 300})
+    declare(raw, {"a": 500, "b": 301})
     assert raw["privacy"]["sites"] == {
         "a": {"sample_rate": 0.1, "expected_patients_per_step": 50.0},
-        "b": {"sample_rate": 0.25, "expected_patients_per_step": 75.0},
+        "b": {"sample_rate": 0.25, "expected_patients_per_step": 75.25},
     }
     declare(other, {"a": 500, "b": 300}, sample_rate=0.5)
     assert [site["expected_patients_per_step"] for site in other["privacy"]["sites"].values()] == [250.0, 150.0]
