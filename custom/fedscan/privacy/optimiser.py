@@ -186,4 +186,4 @@ def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 def _split(flat: Tensor, sizes: list[int]) -> list[Tensor]:
     """Views of `flat` [sum of sizes], one after the other."""
-    return list(flat.split(sizes))
+    return list(flat.split(sizes))  # type: ignore[no-untyped-call]

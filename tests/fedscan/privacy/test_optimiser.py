@@ -20,7 +20,7 @@ from fedscan.privacy.optimiser import PatientOptimiser
 
 CLIP, DIVISOR, SIGMA = 1.5, 7.5, 2.0
 PATIENTS = 6
-SHAPES = [(8, 4, 3, 3), (8,), (5, 300), (), (1,)]
+SHAPES = [(8, 4, 3, 3), (8,), (5, 1000), (), (1,)]
 
 
 class Given:
