@@ -101,11 +101,14 @@ class PaidTraining(SiteTraining):
     ) -> Entry:
         """A child that dies is started again once: what it had trained may not be trained again on the old charge."""
         for again in (True, False):
-            _in_time(due - MARGIN_S)
-            entry = self._pay(task, site)
-            left = due - MARGIN_S - time.monotonic()
             try:
-                self._trainer.train_private(task.round_number, received, trained, left, abort, charge=entry.number)
+                if not self._trainer.ready(_left(due), abort):  # a start costs no budget
+                    raise RefusedError("the trainer child is still loading: let privacy.answer_after_s be longer")
+                _in_time(due - MARGIN_S)
+                entry = self._pay(task, site)
+                self._trainer.train_private(
+                    task.round_number, received, trained, _left(due), abort, charge=entry.number
+                )
             except TrainerDied:
                 if not again:
                     raise
@@ -148,6 +151,10 @@ def note_received_head(state: Path, task: Task) -> None:
     if task.ledger is not None:
         text = task.ledger.model_dump_json(indent=2) + "\n"
         write_whole(state / RECEIVED_HEAD, text.encode(), mode=0o600)
+
+
+def _left(due: float) -> float:
+    return due - MARGIN_S - time.monotonic()
 
 
 def _in_time(due: float) -> None:

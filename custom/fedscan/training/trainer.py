@@ -22,6 +22,7 @@ from fedscan.training.trainer_protocol import (
     Finished,
     PrivateDone,
     ProtocolError,
+    Ready,
     Refused,
     Said,
     Start,
@@ -186,7 +187,7 @@ class _Seldom:
 def serve(lines: queue.Queue[bytes], out: BinaryIO) -> NoReturn:
     """Answers requests; the end of the input ends the process. What keeps the child from starting answers each one."""
 
-    def say(line: Said | Finished | Refused) -> None:
+    def say(line: Said | Finished | Refused | Ready) -> None:
         out.write(protocol.encode(line))
         out.flush()
 
@@ -198,9 +199,12 @@ def serve(lines: queue.Queue[bytes], out: BinaryIO) -> NoReturn:
     child = _begin(start)
     while True:
         order = protocol.request(lines.get())
-        if not isinstance(order, Train):
+        if isinstance(order, Start):
             raise ProtocolError("a second start")
-        say(_answer(child, order, say, private))
+        if isinstance(order, Train):
+            say(_answer(child, order, say, private))
+        else:
+            say(child if isinstance(child, Refused) else Ready())
         if isinstance(child, Refused):
             child = _begin(start)
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -22,10 +22,12 @@ from fedscan.training import trainer_protocol as protocol
 from fedscan.training.trainer_protocol import (
     Done,
     Finished,
+    Prepare,
     PrivateDone,
     PrivateProgress,
     Progress,
     ProtocolError,
+    Ready,
     Refused,
     Said,
     Start,
@@ -105,6 +107,9 @@ class _Running:
     stdin: IO[bytes]
     stdout: IO[bytes]
     rest: bytes = b""
+    asked: bool = False
+    """Whether it owes an answer to `Prepare`."""
+    ready: bool = False
 
 
 class Trainer:
@@ -165,6 +170,27 @@ class Trainer:
                 reproducible_noise_seed=self._noise_seed,
             )
         )
+
+    def ready(self, within_s: float, abort: Callable[[], bool]) -> bool:
+        """Whether the child has loaded all that it needs; waits at most `within_s` for it. One that is still loading
+        goes on loading. Raises TrainerRefused for a store or plan that it cannot train on (child stays), TrainerDied,
+        TrainerAborted."""
+        self.start()
+        child = self._living()
+        if not child.ready and not child.asked:
+            self._say(Prepare())
+            child.asked = True
+        try:
+            while not child.ready:
+                line = next(self._lines_until(time.monotonic() + within_s, abort, "the trainer child's start"))
+                child.asked = False
+                child.ready = isinstance(_parse(line), Ready)
+        except TrainerTimeout:
+            return False
+        except (TrainerDied, TrainerAborted):
+            self.stop(grace_s=0.0)
+            raise
+        return True
 
     def train(
         self,
@@ -251,7 +277,7 @@ class Trainer:
         assert process.stdout is not None
         return _Running(process, process.stdin, process.stdout)
 
-    def _say(self, line: Start | Train) -> None:
+    def _say(self, line: Start | Train | Prepare) -> None:
         """Lines are far smaller than a pipe, and the child has a thread that reads: this does not block."""
         child = self._living()
         try:
@@ -275,20 +301,25 @@ class Trainer:
             raise
 
     def _wait(self, until: float, abort: Callable[[], bool], order: Train, heard: Callable[[Said], None]) -> Finished:
-        child, round_number = self._living(), order.round_number
+        for line in self._lines_until(until, abort, f"round {order.round_number}"):
+            reply = _judge(line, order, private=self._plan.privacy is not None)
+            if isinstance(reply, Finished):
+                return reply
+            if not isinstance(reply, Ready):
+                heard(reply)
+        raise AssertionError("lines end by an error alone")
+
+    def _lines_until(self, until: float, abort: Callable[[], bool], what: str) -> Iterator[bytes]:
+        child = self._living()
         with selectors.DefaultSelector() as selector:
             selector.register(child.stdout, selectors.EVENT_READ)
             while True:
                 if abort():
-                    raise TrainerAborted(f"round {round_number} was aborted")
+                    raise TrainerAborted(f"{what} was aborted")
                 if (left := until - time.monotonic()) <= 0.0:
-                    raise TrainerTimeout(f"round {round_number} was not trained within its deadline")
+                    raise TrainerTimeout(f"{what} was not trained within its deadline")
                 if selector.select(min(LOOK_EVERY_S, left)):
-                    for line in self._lines(child):
-                        reply = _judge(line, order, private=self._plan.privacy is not None)
-                        if isinstance(reply, Finished):
-                            return reply
-                        heard(reply)
+                    yield from self._lines(child)
 
     def _lines(self, child: _Running) -> list[bytes]:
         """Whole lines that have come. Raises TrainerDied at the end of the stream."""
@@ -308,13 +339,20 @@ class Trainer:
         return self._child
 
 
-def _judge(line: bytes, order: Train, private: bool) -> Finished | Said:
+def _parse(line: bytes) -> Finished | Said | Ready:
     try:
         reply = protocol.reply(line)
     except ProtocolError as error:
         raise TrainerDied(f"the trainer child spoke {error} and was ended") from None
     if isinstance(reply, Refused):
         raise TrainerRefused(reply.reason)
+    return reply
+
+
+def _judge(line: bytes, order: Train, private: bool) -> Finished | Said | Ready:
+    reply = _parse(line)
+    if isinstance(reply, Ready):
+        return reply
     if isinstance(reply, PrivateDone | PrivateProgress) is not private:
         raise TrainerDied("the trainer child spoke as if the plan's privacy were another, and was ended")
     if isinstance(reply, Finished) and reply.round_number != order.round_number:

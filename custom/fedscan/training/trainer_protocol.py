@@ -50,6 +50,18 @@ class Train(_Line):
     once; without DP there is none."""
 
 
+class Prepare(_Line):
+    """Parent to child: say when all is loaded. Under DP a round is charged after that: a start costs no budget."""
+
+    kind: Literal["prepare"] = "prepare"
+
+
+class Ready(_Line):
+    """Child to parent, to `Prepare`."""
+
+    kind: Literal["ready"] = "ready"
+
+
 class Progress(_Line):
     """Child to parent, without DP: a sign of life, about once a second."""
 
@@ -106,13 +118,13 @@ class Refused(_Line):
     reason: str
 
 
-Request = Annotated[Start | Train, Field(discriminator="kind")]
+Request = Annotated[Start | Train | Prepare, Field(discriminator="kind")]
 Said: TypeAlias = Progress | PrivateProgress
 Finished: TypeAlias = Done | PrivateDone
-Reply = Annotated[Said | Finished | Refused, Field(discriminator="kind")]
+Reply = Annotated[Said | Finished | Refused | Ready, Field(discriminator="kind")]
 _T = TypeVar("_T")
-_REQUEST: TypeAdapter[Start | Train] = TypeAdapter(Request)
-_REPLY: TypeAdapter[Said | Finished | Refused] = TypeAdapter(Reply)
+_REQUEST: TypeAdapter[Start | Train | Prepare] = TypeAdapter(Request)
+_REPLY: TypeAdapter[Said | Finished | Refused | Ready] = TypeAdapter(Reply)
 
 
 def encode(line: BaseModel) -> bytes:
@@ -120,12 +132,12 @@ def encode(line: BaseModel) -> bytes:
     return json.dumps(line.model_dump(mode="json"), separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
-def request(line: bytes) -> Start | Train:
+def request(line: bytes) -> Start | Train | Prepare:
     """What a parent said. Raises ProtocolError."""
     return _parse(_REQUEST, line)
 
 
-def reply(line: bytes) -> Said | Finished | Refused:
+def reply(line: bytes) -> Said | Finished | Refused | Ready:
     """What a child said. Raises ProtocolError."""
     return _parse(_REPLY, line)
 

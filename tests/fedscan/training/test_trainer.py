@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -215,3 +216,36 @@ def test_the_end_of_its_input_ends_the_child_in_mid_round(
 def test_reasons_of_strangers_are_not_told() -> None:
     assert child_main.reason_of(OSError("/data/patient-7 is gone")) == "OSError"
     assert child_main.reason_of(RuntimeError("value 3 of patient 7")) == "RuntimeError"
+
+
+def test_a_child_is_asked_whether_it_has_loaded_and_goes_on_loading_while_nobody_waits(
+    start: Callable[..., Trainer],
+) -> None:
+    trainer = start()
+    assert not trainer.ready(0.05, _never)
+    pid = trainer.pid
+    assert not trainer.ready(0.05, _never)
+    assert trainer.ready(120.0, _never)
+    assert trainer.ready(0.0, _never)
+    assert trainer.pid == pid
+
+
+def test_a_child_without_a_store_is_not_ready_until_there_is_one(
+    start: Callable[..., Trainer], make_store: Callable[..., Path], tmp_path: Path
+) -> None:
+    trainer = start(store=tmp_path / "later")
+    with pytest.raises(TrainerRefused, match="not a slice store"):
+        trainer.ready(120.0, _never)
+    pid = trainer.pid
+    make_store().rename(tmp_path / "later")
+    for _ in range(2):  # it looked for its store again when it had refused, and may have looked too soon
+        with contextlib.suppress(TrainerRefused):
+            trainer.ready(120.0, _never)
+    assert trainer.ready(120.0, _never)
+    assert trainer.pid == pid
+
+
+def test_a_round_may_be_asked_of_a_child_that_still_owes_a_word(start: Callable[..., Trainer], tmp_path: Path) -> None:
+    trainer = start()
+    assert not trainer.ready(0.05, _never)
+    trainer.train(0, tmp_path / "weights", tmp_path / "update", 120.0, _never)

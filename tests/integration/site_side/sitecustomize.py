@@ -1,0 +1,87 @@
+"""Where this folder is on PYTHONPATH: every DP step that a process begins is noted in FEDSCAN_TEST_STEPS, from outside.
+
+A line is appended before the step's patients are drawn: what was noted may not have been taken, what was taken is noted.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+LOG = "FEDSCAN_TEST_STEPS"
+_order: dict[str, Any] = {}
+
+
+def note(line: dict[str, Any]) -> None:
+    """Appends one line, whole."""
+    file = os.open(os.environ[LOG], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(file, json.dumps({"pid": os.getpid(), **line}).encode() + b"\n")
+    finally:
+        os.close(file)
+
+
+def watch_protocol(module: ModuleType) -> None:
+    """Which run, round and charge the trainer is ordered to train."""
+    original = module.request
+
+    def request(line: bytes) -> Any:
+        order = original(line)
+        if order.kind == "start":
+            _order.update(run=order.run_id)
+            note({"began": order.run_id})
+        else:
+            _order.update(round=order.round_number, charge=order.charge)
+        return order
+
+    module.request = request  # type: ignore[attr-defined]
+
+
+def watch_mechanism(module: ModuleType) -> None:
+    """Each draw, which begins a step."""
+    original = module.Mechanism.draw
+
+    def draw(self: Any, patients: int) -> Any:
+        note(
+            {
+                **_order,
+                "noise_multiplier": self._optimiser.noise_multiplier,
+                "sample_rate": self._sampling.sample_rate,
+                "unit": self.event.unit,
+            }
+        )
+        return original(self, patients)
+
+    module.Mechanism.draw = draw
+
+
+WATCHED: dict[str, Callable[[ModuleType], None]] = {
+    "fedscan.training.trainer_protocol": watch_protocol,
+    "fedscan.privacy.mechanism": watch_mechanism,
+}
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
+        if name not in WATCHED:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                WATCHED[name](module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if LOG in os.environ:
+    sys.meta_path.insert(0, _Finder())
