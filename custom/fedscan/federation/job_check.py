@@ -217,6 +217,10 @@ def _shared(stores: Mapping[str, Path]) -> Iterator[Finding]:
 def _content(plan: Plan, store: Any, where: str) -> Iterator[Finding]:
     if not len(store.indices("train")):
         yield Finding("error", where, "store has no slice in its train split")
+    if plan.privacy is not None and plan.privacy.unit != store.unit:
+        cure = "prepare it from files that name their patients" if store.unit == "image" else "set privacy.unit=patient"
+        text = f"store's unit is the {store.unit}, plan.privacy.unit is the {plan.privacy.unit}: {cure}"
+        yield Finding("error", where, text)
     if plan.model.classes and (unknown := sorted(set(store.labels) - set(plan.model.classes))):
         classes = list(plan.model.classes)
         yield Finding("error", where, f"store has labels {unknown} that plan.model.classes {classes} does not know")

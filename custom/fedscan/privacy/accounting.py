@@ -47,7 +47,7 @@ class NoFiniteEpsilonError(AccountingError):
 
 
 def epsilon(events: Iterable[Event], delta: float) -> float:
-    """Epsilon of all `events` together at `delta`: never below the true one but for float64's rounding.
+    """Epsilon of all `events` together at `delta`, from above: the grid and float64's rounding are allowed for.
 
     0.0 for no events. Raises AccountingError for an unknown event, for events of different units, for a delta that is
     none or too small for float64, and where no finite epsilon comes out.

@@ -7,9 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from ctslices.store import write_store
 from fedscan.cli.job import app
 from fedscan.federation import job_check, job_folder
 from fedscan.federation.findings import Finding, JobError
@@ -211,6 +213,18 @@ def test_check_wants_sampling_for_every_site_that_is_named(job: Path, tmp_path: 
     (job / META).write_text(json.dumps(meta))
     assert "site x" in found(job)
     assert found(job, "warning")["plan.privacy.sites.b"] == "no site of the job has this name"
+
+
+@pytest.mark.parametrize(("of_plan", "of_store"), [("patient", "image"), ("image", "patient")])
+def test_check_wants_the_stores_unit(job: Path, tmp_path: Path, of_plan: str, of_store: str) -> None:
+    hu, index = np.zeros((4, 64, 64), np.int16), np.arange(4)
+    write_store(tmp_path / "store", hu, index, splits=["train"] * 4, unit=of_store)
+    edit(job, unit=of_plan)
+    stores = {"a": tmp_path / "store", "b": tmp_path / "store"}
+    text = found(job, stores=stores)["--site a"]
+    assert f"store's unit is the {of_store}, plan.privacy.unit is the {of_plan}" in text
+    edit(job, unit=of_store)
+    assert found(job, stores=stores) == {}
 
 
 def test_check_names_the_weaker_unit_and_a_start_from_scratch(job: Path) -> None:
