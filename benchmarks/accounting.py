@@ -222,9 +222,10 @@ def failures(rows: list[dict[str, Any]]) -> list[str]:
     ]
     for r in failed:
         charged = r["pld"]["epsilon"]
+        charged = charged if isinstance(charged, str) else f"{charged:.4g}"
         lines.append(
             f"| {r['noise_multiplier']:g} | {r['sample_rate']:g} | {r['steps']} | {r['delta']:g} "
-            f"| {r['prv']['epsilon']} | {r['prv']['cpu_s']:.1f} | {charged if isinstance(charged, str) else f'{charged:.4g}'} |"
+            f"| {r['prv']['epsilon']} | {r['prv']['cpu_s']:.1f} | {charged} |"
         )
     return lines
 
@@ -249,7 +250,7 @@ def report(results: dict[str, Any]) -> str:
         "compare CPU times roughly.",
         "",
         "What is charged is dp-accounting's privacy loss distribution (PLD), discretised from above: the grid is "
-        f"{accounting._INTERVAL:g} wide, finer where a step's loss is small against it, coarser where epsilon is large.",
+        f"{accounting._INTERVAL:g} wide, finer where a step's loss is small, coarser where epsilon is large.",
         "",
         "## Against the truth (no sampling: an exact Gaussian)",
         "",
@@ -271,8 +272,8 @@ def report(results: dict[str, Any]) -> str:
         f"{statistics.median(seconds):.3f} s (median), {max(seconds):.2f} s at most. Refused by PLD (no epsilon below "
         f"the thousands): {sum(refused.values())} points.",
         "",
-        "The proofs of PLD and PRV want each event's noise and sample rate fixed beforehand. Where a later job is planned "
-        "in view of an earlier result, the RDP bound is the proven one (Feldman and Zrnic 2021).",
+        "The proofs of PLD and PRV want each event's noise and sample rate fixed beforehand. Where a later job is "
+        "planned in view of an earlier result, the RDP bound is the proven one (Feldman and Zrnic 2021).",
         "",
         "## Where PRV fails",
         "",
