@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedscan.cli import job, policy, site, site_backup, store
+from fedscan.cli import audit, job, policy, site, site_backup, store
 from fedscan.cli.budget import budget
 from fedscan.cli.deal import deal
 from fedscan.cli.demo import demo
