@@ -21,13 +21,14 @@ def demo(
         bool, typer.Option("--fresh", help="Remove what an earlier demo left there, and start anew.")
     ] = False,
     job: Annotated[
-        Path | None, typer.Option("--job", help="Job template; default: jobs/ct_fedavg of this checkout.")
+        Path | None, typer.Option("--job", help="Job template, with ct_fedavg_dp beside it; default: jobs/ct_fedavg.")
     ] = None,
 ) -> None:
-    """Three hospitals of phantom patients train one model and draw 64 synthetic slices; about 5 minutes on two cores.
+    """Three hospitals of phantom patients train one model, with and without differential privacy, from a public start.
 
-    Writes exports/, stores/, job/, run/, synthetic/ and report.html into --out. Whatever stops it, the same command
-    goes on where it was; once finished, it only says where the report is. The last line is the report's path.
+    About 6 minutes on two cores. Writes exports/, stores/, start/, sites/, job/, run/, synthetic/, the same of the
+    private run, and report.html into --out. Whatever stops it, the same command goes on where it was; once finished,
+    it only says where the report is. The last line is the report's path.
     """
     from fedscan.cli.demo_steps import Settings
 
@@ -48,7 +49,7 @@ def tell_story(out: Path, settings: Settings, *, fresh: bool, template: Path) ->
     """All steps that are not done yet; returns the report's path. Ends the command where something is wrong."""
     from filelock import Timeout
 
-    from fedscan.cli import demo_steps
+    from fedscan.cli import demo_steps, demo_story
     from fedscan.cli.demo_progress import StepProgress
 
     _check_template(template)
@@ -57,15 +58,19 @@ def tell_story(out: Path, settings: Settings, *, fresh: bool, template: Path) ->
             if fresh:
                 demo_steps.clear(out)
             state = demo_steps.State(out, settings)
-            progress = StepProgress([s.title for s in demo_steps.STEPS], [s.usual_s for s in demo_steps.STEPS])
-            demo_steps.run_steps(demo_steps.Demo(out, settings, template, progress, state), demo_steps.STEPS)
+            steps = demo_story.STEPS
+            progress = StepProgress([s.title for s in steps], [s.usual_s for s in steps])
+            demo_steps.run_steps(demo_steps.Demo(out, settings, template, progress, state), steps)
     except Timeout:
         fail(f"another demo is working on {out}: wait for it, or choose another --out")
-    except demo_steps.failures() as error:
+    except demo_story.failures() as error:
         fail(str(error))
     return out / REPORT
 
 
 def _check_template(template: Path) -> None:
-    if not (template / "meta.json").is_file():
-        fail(f"no job template in {template}: run the demo from a checkout, or name jobs/ct_fedavg with --job")
+    from fedscan.cli.demo_steps import PRIVATE_TEMPLATE
+
+    for folder in (template, template.with_name(PRIVATE_TEMPLATE)):
+        if not (folder / "meta.json").is_file():
+            fail(f"no job template in {folder}: run the demo from a checkout, or name jobs/ct_fedavg with --job")

@@ -12,14 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from fedscan.cli.demo_steps import PICTURES
+
 if TYPE_CHECKING:
     from ctslices.store import SliceStore
+    from fedscan.cli.demo_privacy import PrivateFacts
     from fedscan.evaluation.frechet import FdLite112
     from fedscan.evaluation.lungs import ChestCheck
     from fedscan.federation.records import RoundRecord
     from fedscan.plan import Plan
 
 Hu = NDArray[np.int16]
+
+KEYS = ("start", "private", "plain")
+"""Of the three results, in the order of PICTURES."""
 
 BLUR_PIXELS = 2.0
 TILE_PIXELS = 16
@@ -87,32 +93,40 @@ class Facts:
     controls: dict[str, tuple[Hu, ChestCheck]]
     """The synthetic slices spoilt in a way that the chest check must see, and its verdict on them."""
     distance: FdLite112
+    private: PrivateFacts
     seconds: dict[str, float]
 
     @property
+    def every_wall(self) -> tuple[Wall, ...]:
+        """Of both runs."""
+        return (*self.walls, *self.private.walls)
+
+    @property
     def tensors_crossed(self) -> int:
-        """Over all walls, in both directions."""
-        return sum(wall.received.tensors + wall.sent.tensors for wall in self.walls)
+        """Over all walls, in both directions, of both runs."""
+        return sum(wall.received.tensors + wall.sent.tensors for wall in self.every_wall)
 
     @property
     def strange_tensors(self) -> list[str]:
         """Names of what crossed a wall without being, by name and shape, a parameter of the network: wanted none."""
-        crossed = {kind for wall in self.walls for kind in (*wall.received.kinds, *wall.sent.kinds)}
+        crossed = {kind for wall in self.every_wall for kind in (*wall.received.kinds, *wall.sent.kinds)}
         return sorted(name for name, shape in crossed if self.parameters.get(name) != shape)
 
 
 def gather(out: Path, hospitals: Sequence[str], seconds: Mapping[str, float], count: int = 64) -> Facts:
     """Read a finished demo in `out`. Raises OSError or ValueError where a part of it is missing or damaged."""
     from ctslices.store import SliceStore
+    from fedscan.cli.demo_privacy import gather_private, read_slices
     from fedscan.evaluation.lungs import chest_check
     from fedscan.federation import records
     from fedscan.training.model_file import load_model
 
     stores = {name: SliceStore.open(out / "stores" / name) for name in hospitals}
-    with np.load(out / "synthetic" / "slices.npz") as archive:
-        synthetic: Hu = archive["hu"]
+    drawn = {key: read_slices(out / folder) for key, folder in zip(KEYS, PICTURES, strict=True)}
+    synthetic = drawn["plain"]
     model = load_model(out / "run" / "model.safetensors")
     real_all = np.concatenate([store.hu[:] for store in stores.values()])
+    distances = _distances(drawn, list(stores.values()), model.plan.window)
     return Facts(
         hospitals=tuple(_hospital(out / "exports" / name, name, store) for name, store in stores.items()),
         plan=model.plan,
@@ -123,7 +137,8 @@ def gather(out: Path, hospitals: Sequence[str], seconds: Mapping[str, float], co
         synthetic=synthetic,
         chest=chest_check(synthetic, real_all),
         controls={name: (hu, chest_check(hu, real_all)) for name, hu in controls(synthetic).items()},
-        distance=_distance(synthetic, list(stores.values()), model.plan.window),
+        distance=distances["plain"],
+        private=gather_private(out, hospitals, real_all, drawn, distances, model.plan),
         seconds=dict(seconds),
     )
 
@@ -205,8 +220,11 @@ def _evenly(parts: Sequence[Hu], count: int) -> Hu:
     return np.concatenate(picked)[mixed]
 
 
-def _distance(synthetic: Hu, stores: Sequence[SliceStore], window: str) -> FdLite112:
-    """FD-lite112 with its floor; patients of all stores are kept apart in the floor's divisions."""
+def _distances(drawn: Mapping[str, Hu], stores: Sequence[SliceStore], window: str) -> dict[str, FdLite112]:
+    """FD-lite112 of each with its floor; patients of all stores are kept apart in the floor's divisions.
+
+    One seed: each is compared with the same real slices.
+    """
     import torch
 
     from ctslices.window import to_unit
@@ -214,7 +232,6 @@ def _distance(synthetic: Hu, stores: Sequence[SliceStore], window: str) -> FdLit
     from fedscan.evaluation.frechet import fd_lite112
 
     extractor = FeatureExtractor()
-    real = np.concatenate([store.hu[:] for store in stores])
     owners, seen = [], 0
     for store in stores:
         owners += [int(patient) + seen for patient in store.patient]
@@ -223,4 +240,5 @@ def _distance(synthetic: Hu, stores: Sequence[SliceStore], window: str) -> FdLit
     def features(hu: Hu) -> torch.Tensor:
         return extract(extractor, torch.from_numpy(to_unit(hu, window)[:, None]))
 
-    return fd_lite112(features(synthetic), features(real), seed=0, groups=owners)
+    real = features(np.concatenate([store.hu[:] for store in stores]))
+    return {key: fd_lite112(features(hu), real, seed=0, groups=owners) for key, hu in drawn.items()}

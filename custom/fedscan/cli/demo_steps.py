@@ -1,9 +1,8 @@
-"""The steps of `fedscan demo`: each leaves whole files, is skipped once it is done, and goes on where it stopped."""
+"""How `fedscan demo` goes: each step leaves whole files, is skipped once it is done, and goes on where it stopped."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -19,10 +18,12 @@ from fedscan.cli.demo_progress import StepProgress
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fedscan.federation.local_run import Progress
-
 STATE = "steps.json"
-OWN = ("exports", "stores", "job", "run", "synthetic", "report.html", STATE)
+PRIVATE_TEMPLATE = "ct_fedavg_dp"
+START, MODEL = "start/model.safetensors", "model.safetensors"
+RUNS = ("run", "run-private")
+PICTURES = ("synthetic-start", "synthetic-private", "synthetic")
+OWN = ("exports", "stores", "start", "sites", "job", "job-private", *RUNS, *PICTURES, "report.html", STATE)
 """All that a demo writes into its folder; the state, which says that it is a demo's, is removed last."""
 
 
@@ -32,23 +33,47 @@ class DemoError(RuntimeError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides a demo. The plan is the template's with `plan` set on top."""
+    """What decides a demo. A plan is its template's with `plan` or `private_plan` set on top; both have one network."""
 
     patients: tuple[int, ...] = (26, 22, 24)
     """Phantom patients of each hospital, in the order of `ctslices.phantom.PROFILES`."""
     seed: int = 20
     every_mm: float = 9.0
+    start_steps: int = 500
+    start_slices: int = 800
     plan: tuple[str, ...] = (
         "name=ct-fedavg-demo",
-        "model.preset=small",
-        "rounds=24",
+        "model.preset=tiny",
+        "rounds=10",
         "training.local_epochs=null",
         "training.local_steps=40",
         "training.batch_size=16",
         "training.learning_rate=0.002",
         "training.decay=cosine",
-        "ema.half_life_rounds=2.0",
+        "ema.half_life_rounds=1.0",
     )
+    private_plan: tuple[str, ...] = (
+        "name=ct-fedavg-dp-demo",
+        "model.preset=tiny",
+        "rounds=4",
+        "min_responses=3",
+        "training.local_steps=2",
+        "training.learning_rate=0.001",
+        "training.warmup_steps=0",
+        "training.decay=constant",
+        "ema.half_life_rounds=0.5",
+        "privacy.target_epsilon=8.0",
+        "privacy.delta=0.001",
+        "privacy.slices_per_patient=8",
+        "privacy.noise_draws_per_slice=2",
+        "privacy.answer_after_s=20.0",
+    )
+    declared_patients: int = 16
+    """What each hospital says in public of its number: round, and not its exact one."""
+    sample_rate: float = 1.0
+    """So few patients take few steps, of all of them: nothing would be gained by drawing."""
+    policy: tuple[str, ...] = ("max_epsilon=12.0", "max_delta=0.001", "min_patients=10", "max_rounds=20")
+    """Of every hospital; the rest is a new site's. Above the plan's epsilon: a round that a stop spoilt is charged."""
     count: int = 64
     sampling_steps: int = 25
     sampling_seed: int = 0
@@ -119,6 +144,16 @@ class Demo:
         """Site: its slice store."""
         return {name: self.out / "stores" / name for name in self.hospitals}
 
+    @property
+    def sites(self) -> dict[str, Path]:
+        """Site: the folder of its site.json."""
+        return {name: self.out / "sites" / name for name in self.hospitals}
+
+    @property
+    def private_template(self) -> Path:
+        """Of the job under differential privacy: it lies beside the other."""
+        return self.template.with_name(PRIVATE_TEMPLATE)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -132,131 +167,11 @@ class Step:
     work: Callable[[Demo], str]
 
 
-def write_exports(demo: Demo) -> str:
-    """demo/exports/NAME: a hospital's export as its scanner writes it, with labels.csv and the mess of real ones."""
-    from ctslices.phantom import PROFILES
-    from ctslices.phantom_export import write_hospital_export
-
-    everybody = sum(demo.settings.patients)
-    written = 0
-    for number, (profile, patients) in enumerate(zip(PROFILES, demo.settings.patients, strict=False)):
-
-        def tell(done: int, _: int, before: int = written, name: str = profile.name) -> None:
-            demo.progress.update((before + done) / everybody, f"{name}, {before + done} of {everybody} patients")
-
-        write_hospital_export(demo.out / "exports" / profile.name, profile, patients, demo.settings.seed + number, tell)
-        written += patients
-    return f"{written} phantom patients in {len(demo.settings.patients)} hospitals"
-
-
-def prepare_stores(demo: Demo) -> str:
-    """demo/stores/NAME: each hospital's slice store; its key and rejected.jsonl lie beside it."""
-    from ctslices.files import write_whole
-    from ctslices.options import Options
-    from ctslices.prepare import Site, prepare
-
-    slices = 0
-    (demo.out / "stores").mkdir(exist_ok=True)
-    for number, name in enumerate(demo.hospitals):
-
-        def tell(phase: str, done: int, total: int, number: int = number, name: str = name) -> None:
-            phases = ("reading headers", "converting", "writing")
-            inner = (phases.index(phase) + done / max(total, 1)) / 3 if phase in phases else 0.0
-            demo.progress.update((number + inner) / len(demo.hospitals), f"{name}, {phase} {done}/{total}")
-
-        # Phantoms need no secret, and a known key makes the split, and so the whole demo, the same each time.
-        key = demo.out / "stores" / f"{name}.key"
-        if not key.exists():
-            write_whole(key, hashlib.sha256(f"fedscan demo {name}".encode()).hexdigest().encode() + b"\n", mode=0o600)
-        export = demo.out / "exports" / name
-        options = Options(every_mm=demo.settings.every_mm)
-        slices += prepare(export, demo.stores[name], options, Site(labels=export / "labels.csv"), tell).slices
-    return f"{slices} slices of 64 x 64 pixels"
-
-
-def make_job(demo: Demo) -> str:
-    """demo/job: the template jobs/ct_fedavg with the demo's settings."""
-    from fedscan.federation import job_check, job_folder
-
-    job = demo.out / "job"
-    if not job.exists():
-        job_folder.new(demo.template, job, demo.settings.plan, demo.hospitals)
-    if errors := [f for f in job_check.check(job, demo.stores, None) if f.level == "error"]:
-        raise DemoError("the job is not fit to run: " + "; ".join(f.text for f in errors))
-    return f"plan {job_folder.read_plan(job).digest[:12]}"
-
-
-def train(demo: Demo) -> str:
-    """demo/run: the job through NVFlare, with real processes for the server and every site."""
-    from fedscan.federation import job_folder, local_run
-
-    run = demo.out / "run"
-    rounds = job_folder.read_plan(demo.out / "job").rounds
-
-    def tell(progress: Progress) -> None:
-        record = progress.record
-        reached = 0.1 if record is None or record.round is None else 0.1 + 0.85 * (record.round + 1) / rounds
-        demo.progress.update(max(reached, tell_state["share"]), progress.text)
-        tell_state["share"] = max(reached, tell_state["share"])
-
-    tell_state = {"share": 0.0}
-    if (run / local_run.RUN_FILE).exists():
-        local_run.resume(run, tell)
-    else:
-        shutil.rmtree(run, ignore_errors=True)
-        local_run.run(demo.out / "job", demo.stores, run, listen=tell, no_policy=True)
-    return f"{rounds} rounds over {len(demo.hospitals)} sites"
-
-
-def draw(demo: Demo) -> str:
-    """demo/synthetic: npz with `hu` int16 [count, 64, 64], and PNG."""
-    from fedscan.diffusion.samplers import Settings as Sampling
-    from fedscan.release.generate import generate
-
-    _one_thread()
-    out = demo.out / "synthetic"
-    generate(
-        demo.out / "run" / "model.safetensors",
-        out,
-        demo.settings.count,
-        ("npz", "png"),
-        seed=demo.settings.sampling_seed,
-        settings=Sampling(steps=demo.settings.sampling_steps),
-        progress=lambda done, total: demo.progress.update(done / total, f"{done} of {total} evaluations"),
-    )
-    return f"{demo.settings.count} slices"
-
-
-def tell(demo: Demo) -> str:
-    """demo/report.html, from the files of the steps before."""
-    from fedscan.cli.demo_facts import gather
-    from fedscan.cli.report import write_report
-
-    _one_thread()
-    facts = gather(demo.out, demo.hospitals, demo.state.seconds)
-    demo.progress.update(0.7, "writing")
-    write_report(facts, demo.out / "report.html")
-    share = 100 * facts.chest.two_lungs_share
-    return (
-        f"two lungs in {share:.0f}% of {facts.chest.slices} slices, air {facts.chest.air_difference_points:+.1f} points"
-    )
-
-
-def _one_thread() -> None:
+def one_thread() -> None:
     """A small network gains little by two threads, and loses tenfold where other processes share the cores."""
     import torch
 
     torch.set_num_threads(1)
-
-
-STEPS = (
-    Step("exports", "three hospitals' exports as DICOM", 12.0, "exports", write_exports),
-    Step("stores", "slice stores", 30.0, "stores", prepare_stores),
-    Step("job", "the job", 4.0, "job/meta.json", make_job),
-    Step("run", "federated training", 240.0, "run/model.safetensors", train),
-    Step("synthetic", "synthetic slices", 15.0, "synthetic/slices.npz", draw),
-    Step("report", "the report", 10.0, "report.html", tell),
-)
 
 
 def run_steps(demo: Demo, steps: Sequence[Step]) -> None:
@@ -282,24 +197,13 @@ def _timed(demo: Demo, step: Step) -> Iterator[None]:
         demo.state.add(step.key, time.monotonic() - began, done)
 
 
-def failures() -> tuple[type[Exception], ...]:
-    """What the steps raise where the machine or the folder is at fault; each text says what to do."""
-    from ctslices.prepare import PrepareError
-    from ctslices.store import StoreError
-    from fedscan.federation.findings import JobError
-    from fedscan.federation.local_run import RunError
-    from fedscan.release.generate import GenerateError
-    from fedscan.training.model_file import ModelFileError
-
-    return (DemoError, PrepareError, StoreError, JobError, RunError, GenerateError, ModelFileError, OSError)
-
-
 def clear(out: Path) -> None:
     """Removes what a demo wrote into `out`, and nothing else; ends processes that a killed demo left."""
     from fedscan.federation import processes
 
-    if (out / "run").exists():
-        processes.stop_all(out / "run")
+    for run in RUNS:
+        if (out / run).exists():
+            processes.stop_all(out / run)
     for name in OWN:
         path = out / name
         if path.is_dir() and not path.is_symlink():

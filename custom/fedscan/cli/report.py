@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,11 +40,18 @@ REASONS = {
 STEPS = {
     "exports": "Writing the hospitals' exports as DICOM",
     "stores": "Preparing the slice stores",
-    "job": "Making and checking the job",
+    "sites": "Each hospital's key, ledger and policy",
+    "job": "Making and checking the jobs",
+    "start": "Training the public start on other phantoms",
     "run": "Federated training",
+    "run-private": "Federated training under differential privacy",
     "synthetic": "Drawing synthetic slices",
 }
 """Keys of the demo's steps, in words."""
+
+TITLES = {"start": "Public start alone", "private": "Under differential privacy", "plain": "Without privacy"}
+"""Of the three results."""
+GRID_COLUMNS = 6
 
 
 def write_report(facts: Facts, path: Path) -> None:
@@ -88,6 +96,15 @@ def render(facts: Facts) -> str:
         reasons=REASONS,
         reason_table=_reason_table(facts),
         walls=[_wall_row(facts, wall) for wall in facts.walls],
+        private_walls=[_wall_row(facts, wall) for wall in facts.private.walls],
+        titles=TITLES,
+        result_grids={
+            result.key: data_uri(png(grid(result.hu[: GRID_COLUMNS**2], GRID_COLUMNS)))
+            for result in facts.private.results
+        },
+        plots={budget.site: data_uri(budget.plot) for budget in facts.private.budgets},
+        declared=_declared(facts),
+        exp_epsilon=count_text(round(math.exp(facts.private.privacy.target_epsilon or 0.0))),
         parameter_count=sum(_size(shape) for shape in facts.parameters.values()),
         real_grid=data_uri(png(grid(facts.real, 8))),
         synthetic_grid=data_uri(png(grid(facts.synthetic[:64], 8))),
@@ -130,6 +147,12 @@ def _wall_row(facts: Facts, wall: Wall) -> dict[str, Any]:
         "rest_bytes": wall.all_sent_bytes - tensors,
         "channels": [(name, *totals) for name, totals in wall.channels.items()],
     }
+
+
+def _declared(facts: Facts) -> float:
+    """Patients that a hospital declares, on average."""
+    sites = facts.private.privacy.sites.values()
+    return sum(site.declared_patients for site in sites) / len(sites)
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -9,7 +9,7 @@ from filelock import FileLock
 from typer.testing import CliRunner, Result
 
 from fedscan.cli import demo as demo_command
-from fedscan.cli import demo_steps
+from fedscan.cli import demo_story
 from fedscan.cli.demo import template_folder
 from fedscan.cli.demo_steps import Settings, State
 from fedscan.cli.main import app
@@ -27,14 +27,14 @@ def test_a_finished_demo_says_where_the_report_is_and_does_nothing(tmp_path: Pat
     out = tmp_path / "demo"
     out.mkdir()
     state = State(out, Settings())
-    for step in demo_steps.STEPS:
+    for step in demo_story.STEPS:
         state.add(step.key, 1.0, done=True)
         (out / step.yields).parent.mkdir(parents=True, exist_ok=True)
         (out / step.yields).write_text("whole")
     result = _run("--out", str(out))
     assert result.exit_code == 0
     assert result.stdout.splitlines()[-1] == str(out / demo_command.REPORT)
-    assert result.stderr.count("done already") == len(demo_steps.STEPS)
+    assert result.stderr.count("done already") == len(demo_story.STEPS)
 
 
 @pytest.mark.parametrize("fresh", [(), ("--fresh",)], ids=["go on", "fresh"])

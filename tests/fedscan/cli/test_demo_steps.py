@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import shutil
 from pathlib import Path
 
 import pytest
 from filelock import Timeout
 
-from fedscan.cli import demo_steps
+from fedscan.cli import demo_hospitals, demo_steps, demo_story, demo_training
 from fedscan.cli.demo_progress import StepProgress
 from fedscan.cli.demo_steps import Demo, DemoError, Settings, State, Step
+from fedscan.federation.local_run import RunError
 from fedscan.plan import Plan
+from fedscan.privacy.accounting import epsilon
+from fedscan.privacy.event import run_event
+from fedscan.privacy.policy import Policy
+from fedscan.privacy.site_file import Site
+from fedscan.training.model_file import load_model
 
-SMALL = Settings(patients=(3, 2, 2), every_mm=30.0)
+SMALL = Settings(patients=(3, 2, 2), every_mm=30.0, start_steps=50, start_slices=16)
 
 
 def _demo(out: Path, steps: list[Step], settings: Settings = SMALL) -> Demo:
@@ -95,11 +102,11 @@ def test_one_demo_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_exports_stores_and_job_are_made_and_go_on(tmp_path: Path, repository: Path) -> None:
+def test_everything_before_training_is_made(tmp_path: Path, repository: Path) -> None:
     from ctslices.store import SliceStore
     from fedscan.federation import job_folder
 
-    steps = [s for s in demo_steps.STEPS if s.key in ("exports", "stores", "job")]
+    steps = [s for s in demo_story.STEPS if s.key in ("exports", "stores", "start", "sites", "job")]
     progress = StepProgress([s.title for s in steps], [s.usual_s for s in steps], io.StringIO())
     demo = Demo(tmp_path, SMALL, repository / "jobs" / "ct_fedavg", progress, State(tmp_path, SMALL))
     demo_steps.run_steps(demo, steps)
@@ -111,4 +118,36 @@ def test_exports_stores_and_job_are_made_and_go_on(tmp_path: Path, repository: P
     plan = job_folder.read_plan(tmp_path / "job")
     assert isinstance(plan, Plan)
     assert plan.name == "ct-fedavg-demo"
-    assert "said" not in str(demo.state.seconds)
+    private = job_folder.read_plan(tmp_path / "job-private")
+    assert private.model == plan.model
+    assert private.privacy is not None
+    assert plan.privacy is None
+    assert private.init_sha256 == plan.init_sha256 == load_model(tmp_path / demo_steps.START).sha256
+    for name, folder in demo.sites.items():
+        policy = Site.open(folder).policy()
+        assert isinstance(policy, Policy)
+        assert policy.require_dp
+        assert epsilon([run_event(private, name)], policy.max_delta) <= private.privacy.target_epsilon
+        assert private.privacy.target_epsilon < policy.max_epsilon
+
+
+def test_ledgers_are_never_made_anew_under_a_run(tmp_path: Path) -> None:
+    demo = _demo(tmp_path, [_step("exports", [])])
+    demo_hospitals.make_sites(demo)
+    ledger = (demo.sites["north"] / "ledger.jsonl").read_bytes()
+    (demo.sites["valley"] / "site.json").unlink()
+    demo_hospitals.make_sites(demo)
+    assert (demo.sites["north"] / "ledger.jsonl").read_bytes() == ledger
+    (tmp_path / "run-private").mkdir()
+    shutil.rmtree(tmp_path / "sites")
+    with pytest.raises(DemoError, match="is gone, and with it the ledgers"):
+        demo_hospitals.make_sites(demo)
+
+
+def test_a_stopped_private_run_says_what_it_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise RunError("the run stopped")
+
+    monkeypatch.setattr(demo_training, "_run", stopped)
+    with pytest.raises(DemoError, match=r"charged again; what is left says `fedscan budget --site .*/sites/north`"):
+        demo_training.train_privately(_demo(tmp_path, [_step("exports", [])]))
