@@ -1,4 +1,4 @@
-"""The demo as a user runs it: killed twice on its way, gone on with, and judged by what it left."""
+"""The demo as a user runs it: killed three times on its way, gone on with, and judged by what it left."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     out = tmp_path_factory.mktemp("story") / "demo"
     _kill_when(out, [out / "exports" / "harbour"])
     _kill_when(out, [out / "run" / "checkpoints" / "round-00002.safetensors"])
+    _kill_when(out, [out / "run-private" / "checkpoints" / "round-00002.safetensors"])
     process = _start(out)
     said, progress = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, progress
@@ -63,11 +64,34 @@ def test_what_was_done_before_the_kill_is_not_done_again(told: tuple[Path, str, 
     out, _, progress = told
     assert "DICOM: done already" in progress
     assert "slice stores: done already" in progress
-    rounds = records.effective_rounds(out / "run" / "rounds.jsonl")
-    every = [r for r in records.read(out / "run" / "rounds.jsonl") if r.event == "round"]
-    assert [r.round for r in rounds] == list(range(len(rounds)))
-    assert len(every) <= len(rounds) + 1
-    assert re.search(r"\[4/6\].*elapsed, about \d+:\d\d to go", progress)
+    for run in ("run", "run-private"):
+        rounds = records.effective_rounds(out / run / "rounds.jsonl")
+        every = [r for r in records.read(out / run / "rounds.jsonl") if r.event == "round"]
+        assert [r.round for r in rounds] == list(range(len(rounds)))
+        assert len(every) <= len(rounds) + 1
+    assert re.search(r"\[7/9\].*elapsed, about \d+:\d\d to go", progress)
+
+
+def test_the_private_run_was_charged_at_every_hospital_and_says_so(told: tuple[Path, str, str]) -> None:
+    from fedscan.cli.demo_privacy import read_budget
+    from fedscan.training.model_file import load_model
+
+    out, _, _ = told
+    start, private, plain = (load_model(out / f / "model.safetensors") for f in ("start", "run-private", "run"))
+    assert private.plan.init_sha256 == plain.plan.init_sha256 == start.sha256
+    assert private.plan.privacy is not None
+    assert private.provenance["stamps"] == []
+    assert plain.provenance["stamps"] == ["no policy, no ledger"]
+    planned = private.plan.rounds
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for name in HOSPITALS:
+        budget = read_budget(out / "sites" / name, private.provenance["run_id"])
+        assert planned <= budget.rounds_charged <= planned + 2
+        assert 7.0 < budget.spent <= budget.max_epsilon
+        assert f"{budget.spent:.3f}</td>" in page
+    assert {
+        s.loss for r in records.effective_rounds(out / "run-private" / "rounds.jsonl") for s in r.sites.values()
+    } == {None}
 
 
 def test_exports_are_dicom_with_the_mess_of_real_ones(told: tuple[Path, str, str]) -> None:
@@ -109,6 +133,6 @@ def test_a_finished_demo_is_told_at_once_and_leaves_no_process(told: tuple[Path,
     process = _start(out)
     said, progress = process.communicate(timeout=60)
     assert said.strip() == str(out / "report.html")
-    assert progress.count("done already") == 6
+    assert progress.count("done already") == 9
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert processes.belonging_to(out) == []

@@ -23,7 +23,8 @@ PRIVATE_TEMPLATE = "ct_fedavg_dp"
 START, MODEL = "start/model.safetensors", "model.safetensors"
 RUNS = ("run", "run-private")
 PICTURES = ("synthetic-start", "synthetic-private", "synthetic")
-OWN = ("exports", "stores", "start", "sites", "job", "job-private", *RUNS, *PICTURES, "report.html", STATE)
+JOBS = ("job", "job.init.json", "job-private", "job-private.init.json")
+OWN = ("exports", "stores", "start", "sites", *JOBS, *RUNS, *PICTURES, "report.html", STATE)
 """All that a demo writes into its folder; the state, which says that it is a demo's, is removed last."""
 
 
@@ -66,7 +67,7 @@ class Settings:
         "privacy.delta=0.001",
         "privacy.slices_per_patient=8",
         "privacy.noise_draws_per_slice=2",
-        "privacy.answer_after_s=20.0",
+        "privacy.answer_after_s=25.0",
     )
     declared_patients: int = 16
     """What each hospital says in public of its number: round, and not its exact one."""
