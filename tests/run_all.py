@@ -15,12 +15,14 @@ ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / ".test-all"
 PART_LIMIT_S = 3600
 
+KILLS = ("tests/integration/test_kills.py", "tests/integration/test_private_kills.py")
 PARTS: dict[str, list[str]] = {
     "quick": ["-m", "not slow", "-n", "2", "--dist", "loadscope", "tests"],
     "ctslices-slow": ["-m", "slow", "tests/ctslices"],
     "fedscan-slow": ["-m", "slow", "tests/fedscan"],
-    "runs-slow": ["-m", "slow", "tests/integration", "--ignore=tests/integration/test_kills.py"],
-    "kills": ["-m", "slow", "tests/integration/test_kills.py"],
+    "runs-slow": ["-m", "slow", "tests/integration", *(f"--ignore={path}" for path in KILLS)],
+    "kills": ["-m", "slow", KILLS[0]],
+    "private-kills": ["-m", "slow", "-s", KILLS[1]],
 }
 NO_TESTS = 5
 

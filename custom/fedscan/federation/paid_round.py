@@ -79,6 +79,7 @@ class PaidTraining(SiteTraining):
     def _train_and_keep(self, task: Task, weights: Weights, site: Site, abort: Callable[[], bool], due: float) -> Kept:
         received, trained = self.folder / "received.safetensors", self.folder / "trained.safetensors"
         trained.unlink(missing_ok=True)
+        tensor_file.drop_leftovers(self.folder, received.name)
         tensor_file.save_tensors(received, weights, {})
         self.wall.tensors("in", task.round_number, shapes(weights), received.stat().st_size)
         mark = self._same_store()

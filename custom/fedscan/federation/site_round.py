@@ -67,6 +67,7 @@ class SiteTraining:
             self.charge(task, self.site_now())
         received = self.folder / "received.safetensors"
         sent = self.folder / "sent.safetensors"
+        tensor_file.drop_leftovers(self.folder, received.name)
         tensor_file.save_tensors(received, weights, {})
         self.wall.tensors("in", task.round_number, shapes(weights), received.stat().st_size)
         try:

@@ -63,9 +63,12 @@ def _be_trainer(read_in: int, write_out: int, errors: int) -> NoReturn:
     os.dup2(write_out, 1)
     os.dup2(errors, 2)
     os.closerange(3, 256)  # as an executed child: no lock and no socket of its parent stays open in it
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - the process's own
     try:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - the process's own
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 - as above
         trainer.main()
+    except BaseException:  # noqa: BLE001 - the process ends here, and its log says why
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
     finally:
         os._exit(1)
 
@@ -96,7 +99,11 @@ def site(described: dict[str, Any]) -> None:
 def _one_round(server: Connection, job: SiteJob, training: PaidTraining, record: Any, within_s: float) -> None:
     weights = load(server.recv_bytes())
     due = time.monotonic() + within_s
-    answer, update = training.train_until(parse_task(record), weights, lambda: False, due)
+    try:
+        answer, update = training.train_until(parse_task(record), weights, lambda: False, due)
+    except trainer_client.TrainerDied as died:
+        server.send_bytes(json.dumps({"refused": str(died)}).encode())
+        return
     reply = DXO(DataKind.WEIGHT_DIFF, data=update, meta={META_KEY: answer.model_dump(mode="json")}).to_shareable()
     allowed = fresh_reply(reply, job.plan, job.submission, job.setup)["DXO"]
     server.send_bytes(json.dumps(allowed["meta"][META_KEY]).encode())
@@ -114,7 +121,7 @@ def _forked(described: dict[str, Any]) -> NoReturn:
     try:
         site(described)
         status = 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the process ends here, and its log says why
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
     finally:
         os._exit(status)

@@ -1,6 +1,6 @@
 """Where this folder is on PYTHONPATH: every DP step that a process begins is noted in FEDSCAN_TEST_STEPS, from outside.
 
-A line is appended before the step's patients are drawn: what was noted may not have been taken, what was taken is noted.
+A line is appended before the step's patients are drawn: not all that is noted was taken, all that was taken is noted.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ def watch_protocol(module: ModuleType) -> None:
     def request(line: bytes) -> Any:
         order = original(line)
         if order.kind == "start":
-            _order.update(run=order.run_id)
-            note({"began": order.run_id})
-        else:
+            _order.update(site=order.site, run=order.run_id)
+        elif order.kind == "train":
             _order.update(round=order.round_number, charge=order.charge)
         return order
 
