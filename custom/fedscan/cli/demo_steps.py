@@ -57,7 +57,6 @@ class Settings:
         "name=ct-fedavg-dp-demo",
         "model.preset=tiny",
         "rounds=4",
-        "min_responses=3",
         "training.local_steps=2",
         "training.learning_rate=0.001",
         "training.warmup_steps=0",
