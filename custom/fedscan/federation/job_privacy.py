@@ -82,7 +82,7 @@ def findings(plan: Plan, sites: Collection[str]) -> Iterator[Finding]:
 def _average(plan: Plan, privacy: PrivacyPlan) -> Iterator[Finding]:
     nu = average_noise_per_patient(plan)
     declared = average_noise_per_patient(plan.model_copy(update={"weighting": "declared"}))
-    better = f"; with weighting=declared it would be {declared:.2g}" if declared < 0.9 * nu else ""
+    better = f"; with weighting=declared it would be {declared:.3g}" if declared < 0.9 * nu else ""
     whole = sum(sampling.declared_patients for sampling in privacy.sites.values())
     yield from _expectation("average of the sites", nu, whole, after=better)
 

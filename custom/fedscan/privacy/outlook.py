@@ -37,7 +37,7 @@ class Outlook:
 
     def __str__(self) -> str:
         more = "" if self.patients_for_next is None else f"; {self.next_word!r} needs {self.patients_for_next} patients"
-        return f"noise per patient {self.noise_per_patient:.2g}: {self.word} ({self.text}){more}"
+        return f"noise per patient {self.noise_per_patient:.3g}: {self.word} ({self.text}){more}"
 
 
 def noise_per_patient(privacy: PrivacyPlan, site: str) -> float:

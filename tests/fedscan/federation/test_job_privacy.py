@@ -148,16 +148,16 @@ def test_noise_of_ones_own_drops_the_target_it_was_not_found_for(job: Path, tmp_
 def test_check_says_epsilon_noise_per_patient_a_word_and_how_many_more(job: Path) -> None:
     notes = found(job, "note")
     assert (
-        "epsilon 7.998 at delta 1e-05 after 200 steps; noise per patient 0.0037: good" in notes["plan.privacy.sites.a"]
+        "epsilon 7.998 at delta 1e-05 after 200 steps; noise per patient 0.00365: good" in notes["plan.privacy.sites.a"]
     )
-    assert "noise per patient 0.03: start plus grey levels" in notes["plan.privacy.sites.b"]
+    assert "noise per patient 0.0304: start plus grey levels" in notes["plan.privacy.sites.b"]
     privacy = job_folder.read_plan(job).privacy
     assert privacy is not None
     assert (
         f"'outline only' needs {math.ceil(privacy.noise_multiplier / 0.25 / 0.025)} patients"
         in notes["plan.privacy.sites.b"]
     )
-    assert "noise per patient 0.0046: good" in notes["average of the sites"]
+    assert "noise per patient 0.00461: good" in notes["average of the sites"]
 
 
 def test_check_warns_above_a_twentieth_at_a_site_and_in_the_average(template: Path, tmp_path: Path) -> None:
