@@ -25,6 +25,7 @@ from fedscan.training import checkpoints
 
 RUN_FILE = "run.json"
 END_GRACE_S = 20.0
+_REFUSED_HINT = "; a site that refused it noted why in refusals.jsonl of its state folder (see `fedscan policy check`)"
 _BEFORE_THE_START = {".lock", ".job.partial", "job", "shelf", RUN_FILE + ".partial"}
 
 
@@ -259,7 +260,7 @@ def _watch(
         if stopped := [record for record in new if record.event == "stopped"]:
             raise RunError(_advice(out, f"the run stopped: {stopped[-1].reason}"))
         if ended.startswith("FINISHED"):
-            raise RunError(_advice(out, f"NVFlare ended the job as {ended}"))
+            raise RunError(_advice(out, f"NVFlare ended the job as {ended}{_REFUSED_HINT}"))
         check()
         time.sleep(0.2)
 

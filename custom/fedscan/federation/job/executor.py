@@ -65,7 +65,7 @@ class DiffusionExecutor(Executor):
         try:
             dxo = from_shareable(shareable)
             record, weights = (dxo.meta or {}).get(messages.META_KEY), dict(dxo.data)
-        except ValueError:
+        except (ValueError, TypeError):  # refused as any task that has not the one form
             record, weights = None, {}
         result = self._job.answer(record, weights, abort, came)
         if isinstance(result, str):
