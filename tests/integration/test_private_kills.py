@@ -439,6 +439,9 @@ def _check_end(hospital: Hospital) -> None:
     ledger = Site.open(hospital.site_json).open_ledger()
     check_left(ledger, hospital.server.left)
     check_steps(ledger, steps_noted(hospital.steps))
+    noted = Counter(step["charge"] for step in steps_noted(hospital.steps))
+    for answer in hospital.server.left:
+        assert noted[answer.record.ledger.count] == STEPS, "the steps of an answer were not seen: this test is blind"
     for job in hospital.server.jobs:
         rounds = {a.record.round_number for a in hospital.server.left if a.record.run_id == job.run_id and a.sha256}
         assert rounds == set(range(ROUNDS))
