@@ -27,9 +27,7 @@ class Conv2dFunction(Function):
         ctx.save_for_backward(x, cast_weight)
         ctx.layer, ctx.batch = layer, batch
         if _is_product(layer, x):
-            y = torch.matmul(cast_weight.flatten(1), x.flatten(2))
-            y = y if cast_bias is None else y.add_(cast_bias[:, None])
-            return y.view(len(x), -1, *x.shape[2:])
+            return _product(x, cast_weight, cast_bias)
         return torch.conv2d(x, cast_weight, cast_bias, *_geometry(layer), layer.groups)
 
     @staticmethod
@@ -96,6 +94,16 @@ def _is_pointwise(layer: nn.Conv2d) -> bool:
 def _is_product(layer: nn.Conv2d, x: Tensor) -> bool:
     """In bf16 oneDNN's 1 x 1 convolution takes two to three times as long as the matrix product that it is."""
     return x.dtype == torch.bfloat16 and x.device.type == "cpu" and _is_pointwise(layer)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 1 x 1 convolution, rounded once, as oneDNN does it."""
+    pixels, matrix = x.flatten(2), weight.flatten(1)
+    if bias is None:
+        y = torch.matmul(matrix, pixels)
+    else:
+        y = torch.baddbmm(bias.view(1, -1, 1), matrix.expand(len(x), -1, -1), pixels)
+    return y.view(len(x), -1, *x.shape[2:])
 
 
 def _convolution_backward(
