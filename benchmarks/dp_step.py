@@ -284,7 +284,8 @@ def _row(case: Case, seconds: dict[str, list[float]]) -> str:
         return f"{statistics.median(seconds[name]) / plain:.2f}" + (f" ({target:.2f})" if target else "")
 
     return (
-        f"| {case.preset} | {case.fold} | {case.precision} | {case.patients} x {case.rows} | {_spread(seconds[PLAIN])} | "
+        f"| {case.preset} | {case.fold} | {case.precision} | {case.patients} x {case.rows} "
+        f"| {_spread(seconds[PLAIN])} | "
         f"**{ratio(PRIVATE)}** | **{ratio(SECURE)}** | {ratio(LOOP)} | {ratio(HOOKS)} |"
     )
 

@@ -3,7 +3,8 @@
     python benchmarks/privacy_audit.py --sample-rate 1 --steps 3 --epsilon 1 --noise-share 1
 
 50 phantom patients, 400 canaries, preset tiny from ct_phantom, delta 1e-5. `--noise-share` 1 is the product; 0.1 and 0
-plant noise ten times too small and none. One thread; 18 CPU seconds for 3 steps. Figures: docs/results/privacy-audit.md.
+plant noise ten times too small and none. One thread; 18 CPU seconds for 3 steps.
+Figures: docs/results/privacy-audit.md.
 """
 
 from __future__ import annotations

@@ -162,7 +162,8 @@ class _Attacker:
         """float32 [P, D]: the clipped gradients at `weights` in round `number`."""
         rows = self._trainer.gradients_of(weights, number, 0, patients)
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        return rows * (self._max_grad_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
+        clipped: Tensor = rows * (self._max_grad_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
+        return clipped
 
 
 def _audit_plan(plan: Plan, sampling: SiteSampling, rounds: int, canaries: int) -> Plan:
