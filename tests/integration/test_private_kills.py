@@ -103,6 +103,8 @@ class Server:
         self.refused: list[str] = []
         self.asked: list[tuple[str, int]] = []
         self.head: Any = None
+        self.start_round = 0
+        """Of the submission that is running: a site takes no round before it."""
 
     @property
     def job(self) -> Job | None:
@@ -149,7 +151,7 @@ class Server:
         if chance < 0.15:
             return  # the server died before it wrote anything
         self.head = record.ledger
-        if chance < 0.22 and job.before is not None:
+        if chance < 0.22 and job.before is not None and job.round_number > self.start_round:
             job.weights, job.before, job.round_number = job.before, None, job.round_number - 1
             return
         job.before = job.weights
@@ -294,6 +296,7 @@ class Hospital:
         job = self.server.job
         assert job is not None
         self._starts += 1
+        self.server.start_round = job.round_number
         described = {
             "plan": job.plan.model_dump(mode="json"),
             "submission": Submission.new(run_id=job.run_id, start_round=job.round_number).model_dump(mode="json"),
