@@ -57,6 +57,17 @@ def test_the_model_file_loads_alone_with_plan_and_provenance(finished: tuple[Pat
     assert (model.provenance["values"], model.provenance["field_mm"]) == ("hu", 360.0)
 
 
+def test_without_policy_every_output_says_so(finished: tuple[Path, Path, list[str]]) -> None:
+    _, run, said = finished
+    stamp = "no policy, no ledger"
+    assert json.loads((run / "run.json").read_text())["stamps"] == [stamp]
+    assert next(records.read(run / "rounds.jsonl")).stamps == (stamp,)
+    told = model_file.load_model(run / "model.safetensors").provenance
+    assert told["stamps"] == [stamp]
+    assert stamp in told["privacy"]
+    assert f"warning: {stamp}" in said
+
+
 def test_each_site_counted_what_left_it(finished: tuple[Path, Path, list[str]]) -> None:
     _, run, _ = finished
     model = model_file.load_model(run / "model.safetensors")

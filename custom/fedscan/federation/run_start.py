@@ -84,7 +84,7 @@ def _told_by_sites(job: ServerJob) -> dict[str, Any]:
         # Sites of different fields draw one body at different scales: the model then has none.
         "field_mm": next(iter(told["field_mm"])) if len(told["field_mm"]) == 1 else None,
         "sites": dict(sorted(sites.items())),
-        "privacy": NONE,
+        "privacy": "; ".join([NONE, *job.stamps]),
     }
 
 
