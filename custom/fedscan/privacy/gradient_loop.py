@@ -64,8 +64,8 @@ def looped(
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor) and (value.ndim == 0 or len(value) != total or value.requires_grad):
             raise GradientError(
-                f"every tensor must have one entry a row ({total}) and need no gradient of its own, "
-                f"got one of shape {list(value.shape)}"
+                "the loop needs tensors of one entry a row that need no gradient of their own: pass constants as "
+                "numbers, or use the other engine"
             )
     result: Tensor = _Loop.apply(forward, batch, *parameters)  # type: ignore[no-untyped-call]
     return result

@@ -37,10 +37,10 @@ class PatientGradients(AbstractGradSampleModule):
     ) -> None:
         if reasons := refusals(module):
             raise GradientError("per-patient gradients are refused for this module: " + "; ".join(reasons))
-        self_required = {name: p.requires_grad for name, p in module.named_parameters()}
+        before = {name: p.requires_grad for name, p in module.named_parameters()}
         _set_trainable(module, trainable)
         super().__init__(module, batch_first=True, loss_reduction="sum")
-        self._required_before = self_required
+        self._required_before = before
         self._engine = engine
         self._batch = _Current()
         self._trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -111,8 +111,8 @@ def _forward(kind: LayerKind, current: _Current) -> Callable[[Any, Tensor], Tens
             return output
         if x.ndim == 0 or len(x) != batch.rows.total:
             raise GradientError(
-                f"{type(layer).__name__} got shape {list(x.shape)}, wanted {batch.rows.total} rows first: "
-                "the first axis must be the batch's rows in every layer"
+                f"a {type(layer).__name__} got another number of rows than the batch has: the first axis must be the "
+                "batch's rows in every layer"
             )
         result: Tensor = kind.function.apply(x, layer.weight, getattr(layer, "bias", None), layer, batch)  # type: ignore[no-untyped-call]
         return result
@@ -126,12 +126,14 @@ def _rows(values: Sequence[Any], patients: int | None, groups: Sequence[int] | N
         raise GradientError("say whose the rows are: patients=P (slice-major) or groups=[rows of each patient]")
     if patients is not None:
         if patients < 1 or total < 1 or total % patients:
-            raise GradientError(f"{total} rows cannot be shared evenly by {patients} patients")
+            raise GradientError(
+                "the rows cannot be shared evenly by the patients: pass groups, or equally many of each"
+            )
         return EvenRows(patients, total // patients)
     assert groups is not None
     rows = UnevenRows(tuple(groups))
     if not rows.groups or min(rows.groups) < 1 or rows.total != total:
-        raise GradientError(f"groups must be positive and sum to the {total} rows, got a sum of {rows.total}")
+        raise GradientError("groups must be positive and sum to the number of rows, which is that of the first tensor")
     return rows
 
 
