@@ -255,6 +255,18 @@ def test_bf16(case: tuple[Preset, Rows]) -> None:
     assert all(torch.equal(got[name], again[name]) for name in got)
 
 
+def test_a_backward_under_autocast_keeps_the_forwards_precision() -> None:
+    module, rows = OnMeans(nn.Linear(16, 6)), EvenRows(3, 2)
+    wrapped = PatientGradients(perturbed(module))
+    x = torch.randn(rows.total, 16, 5, 5)
+    right = ours(wrapped, (x,), rows)
+    wrapped.zero_grad()
+    output = wrapped(x, patients=3)
+    with autocast("bf16"):
+        patients_losses(output, rows).backward()
+    assert all(torch.equal(right[name], g) for name, g in gradients_of(wrapped).items())
+
+
 @pytest.mark.parametrize("rows", ROWS, ids=str)
 def test_a_subset_that_trains(rows: Rows) -> None:
     """Biases, norms and attention, as a plan may ask; the other gradients are not computed at all."""
