@@ -155,6 +155,8 @@ class _Run:
     def run(self) -> PrepareReport:
         inputs = self._inputs()
         if (report := self._unchanged(inputs)) is not None:
+            # A kill between the store's last word and the end leaves the slices' parts there.
+            shutil.rmtree(self.work, ignore_errors=True)
             return report
         self.work.mkdir(mode=0o700, exist_ok=True)
         os.chmod(self.work, 0o700)

@@ -175,7 +175,8 @@ def test_killed_at_any_moment_the_store_is_whole_and_the_same_call_ends_it(tmp_p
         store = keyed_store(tmp_path / "store", key, slices=200)
         child = start()
         time.sleep(whole * moment / 8)
-        child.kill()
+        if moment < 11:  # the last one ends by itself, however slow the machine is
+            child.kill()
         child.communicate()
         seen.add(victim in {p.id for p in SliceStore.open(store.path).manifest.patients})
         forget(store.path, {victim})

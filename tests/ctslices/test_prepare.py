@@ -97,9 +97,13 @@ def test_the_same_again_does_nothing_and_a_change_rebuilds(export: Path, prepare
     mine, store = tmp_path / "export", tmp_path / "store"
     shutil.copytree(export, mine)
     first = prepare(mine, store, OPTIONS, _site(prepared, workers=1))
+    left = tmp_path / "store.work"  # as a kill after the store's last word leaves it
+    left.mkdir()
+    (left / "part.npy").write_bytes(b"pixels")
     before = (store / "manifest.json").stat().st_mtime_ns
     again = prepare(mine, store, OPTIONS, _site(prepared, workers=1))
     assert (first.unchanged, again.unchanged) == (False, True)
+    assert not left.exists()
     assert first.as_dict() | {"unchanged": True} == again.as_dict()
     assert (store / "manifest.json").stat().st_mtime_ns == before
 

@@ -203,6 +203,7 @@ def test_what_is_not_ready_at_its_time_is_refused_and_stays_charged(site: Site) 
     with pytest.raises(Exception, match="answer_after_s"):
         site.train(within_s=0.2)
     assert site.steps_charged() == before, "too late to begin: not charged"
+    assert site.job.training._trainer.ready(60.0, NEVER)
     with pytest.raises(Exception, match=r"answer_after_s|not trained within its deadline"):
         site.train(within_s=0.65)
     assert site.steps_charged() == before + 2
@@ -244,7 +245,9 @@ def test_a_refusal_is_one_constant_at_the_same_time_and_its_reason_stays(
     assert ANSWER_SOON_S <= time.monotonic() - came < ANSWER_SOON_S + 0.2
     if what != "no room":
         assert json.loads((hospital.setup.state / "refusals.jsonl").read_text())["reasons"]
-    assert training._trainer.pid is None, "no child was started"
+    assert not hospital.site.open_ledger().events(), "nothing was charged"
+    assert not (training.folder / "trained.safetensors").exists(), "nothing was trained"
+    training.stop()
 
 
 def test_an_abort_ends_the_wait(site: Site) -> None:
