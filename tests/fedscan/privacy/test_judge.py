@@ -226,7 +226,7 @@ STORE_AND_BUDGET: dict[str, Mutation] = {
     "one patient gone": lambda case: case.update(
         store=replace(case["store"], trained=case["store"].trained - {sorted(LEDGER.patients)[0]})
     ),
-    "a removed patient is back": changed("ledger", removed=frozenset({sorted(PATIENTS)[0]})),
+    "a removed patient is back": changed("ledger", removed=frozenset({sorted(PATIENTS)[-1]})),
     "a removed patient is back in the holdout": changed("ledger", removed=STORE.held_out),
 }
 DEPLOY: dict[str, Mutation] = {
