@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ SITE = "benchmark"
 WARM_UP_STEPS = 2
 SIZE = 64
 PLAIN, PRIVATE, SECURE, LOOP, HOOKS = "plain", "private", "secure noise, ledger", "loop engine", "Opacus' hooks"
+PLAIN_CONTIGUOUS = "plain, weights in memory as in the private step"
 
 AfterAStep = Callable[[], None]
 
@@ -86,23 +87,33 @@ class TorchNoise(ReproducibleNoise):
         return torch.randn(n).double()
 
 
+class Seconds(NamedTuple):
+    """CPU seconds of a step."""
+
+    process: float
+    """Of all threads: with the one that makes noise ahead."""
+    thread: float
+    """Of the thread that trains."""
+
+
 class Turn:
     """A loop in a thread of its own that goes on by one step at a time."""
 
     def __init__(self, loop: Callable[[AfterAStep], None]) -> None:
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._error: BaseException | None = None
+        self._started = self._own = 0.0
         self._thread = threading.Thread(target=self._run, args=(loop,), daemon=True)
         self._thread.start()
 
-    def step(self) -> float:
-        """CPU seconds of the whole process (so with those of a noise thread) for the next step."""
+    def step(self) -> Seconds:
+        """What the next step took."""
         before = time.process_time()
         self._go.release()
         self._done.acquire()
         if self._error is not None:
             raise self._error
-        return time.process_time() - before
+        return Seconds(time.process_time() - before, self._own)
 
     def finish(self) -> None:
         self._go.release()
@@ -110,6 +121,7 @@ class Turn:
 
     def _run(self, loop: Callable[[AfterAStep], None]) -> None:
         self._go.acquire()
+        self._started = time.thread_time()
         try:
             loop(self._after_a_step)
         except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that measures
@@ -117,8 +129,10 @@ class Turn:
             self._done.release()
 
     def _after_a_step(self) -> None:
+        self._own = time.thread_time() - self._started
         self._done.release()
         self._go.acquire()
+        self._started = time.thread_time()
 
 
 def plans(case: Case, steps: int) -> tuple[Plan, Plan]:
@@ -156,8 +170,11 @@ def contenders(case: Case, steps: int, folder: Path) -> dict[str, Turn]:
     plain_plan, plan = plans(case, steps)
     weights = initial_weights(plain_plan)
 
-    def plain(after: AfterAStep) -> None:
-        LocalTrainer(plain_plan, data_of(case), SITE).round(weights, 0, progress=lambda _: after())
+    def plain(contiguous: bool) -> Callable[[AfterAStep], None]:
+        trainer = LocalTrainer(plain_plan, data_of(case), SITE)
+        for parameter in trainer.network.parameters() if contiguous else ():
+            parameter.data = parameter.data.contiguous()
+        return lambda after: void(trainer.round(weights, 0, progress=lambda _: after()))
 
     def private(engine: Literal["kernels", "loop"]) -> Callable[[AfterAStep], None]:
         trainer = private_trainer(case, plan, engine)
@@ -173,8 +190,9 @@ def contenders(case: Case, steps: int, folder: Path) -> dict[str, Turn]:
 
         private_trainer(case, plan).round(weights, 0, None, SecureNoise(), lambda _: charge_and_after())
 
-    loops: dict[str, Callable[[AfterAStep], None]] = {PLAIN: plain, PRIVATE: private("kernels"), SECURE: secure}
-    loops[LOOP] = private("loop")
+    loops = {PLAIN: plain(False), PRIVATE: private("kernels"), SECURE: secure, LOOP: private("loop")}
+    if case.precision == "fp32" and case.fold > 1:
+        loops[PLAIN_CONTIGUOUS] = plain(True)
     if case.hooks:
         loops[HOOKS] = lambda after: hooks(case, plain_plan, steps, after)
     return {name: Turn(loop) for name, loop in loops.items()}
@@ -203,17 +221,20 @@ def hooks(case: Case, plan: Plan, steps: int, after: AfterAStep) -> None:
         after()
 
 
-def measure(case: Case, steps: int) -> dict[str, list[float]]:
-    """CPU seconds of each step by contender; the first two of each are not counted."""
+def measure(case: Case, steps: int) -> dict[str, dict[str, list[float]]]:
+    """CPU seconds of each step by contender and measure (`Seconds`); the first two of each are not counted."""
     with tempfile.TemporaryDirectory() as folder:
         turns = contenders(case, steps + WARM_UP_STEPS, Path(folder))
-        seconds: dict[str, list[float]] = {name: [] for name in turns}
+        seconds: dict[str, list[Seconds]] = {name: [] for name in turns}
         for _ in range(steps + WARM_UP_STEPS):
             for name, turn in turns.items():
                 seconds[name].append(turn.step())
         for turn in turns.values():
             turn.finish()
-    return {name: values[WARM_UP_STEPS:] for name, values in seconds.items()}
+    return {
+        name: {field: [getattr(step, field) for step in steps[WARM_UP_STEPS:]] for field in Seconds._fields}
+        for name, steps in seconds.items()
+    }
 
 
 def peak_mb(preset: Literal["tiny", "small", "medium"], patients: int, which: str) -> float:
@@ -252,41 +273,43 @@ def page(record: dict[str, Any]) -> str:
         "# A private step beside a plain one",
         "",
         f"`python benchmarks/dp_step.py`; {cpu_name()}, one thread, torch {torch.__version__}.",
-        "CPU seconds of the whole process a step (a second thread's too), medians of steps that took turns in one run "
-        "(smallest..largest in brackets), under the trainer child's malloc settings. Slices of 64 pixels, a batch of "
-        "32 rows: so many patients times so many slices each.",
-        "Plain is `training.local`, private `training.private_round`, both from int16 slices to the optimiser's step. "
-        "Private: per-patient gradients, clipping, the assertion on norms, noise of torch's generator (which protects "
-        "nobody). Secure: ChaCha20 noise made ahead in a second thread whose time is counted, and a ledger entry, "
-        "fsynced, with each step (the product makes one a round). In brackets behind a ratio: its target.",
+        "CPU seconds a step, medians of steps that took turns in one run (smallest..largest in brackets), under the "
+        "trainer child's malloc settings; then medians in plain steps, with their targets in brackets. Slices of 64 "
+        "pixels, a batch of 32 rows: so many patients times so many slices each.",
         "",
-        f"| preset | fold | precision | patients x slices | plain s | private | {SECURE} | {LOOP} | {HOOKS} |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "- plain: `training.local`; private: `training.private_round`; both from int16 slices to the optimiser's step.",
+        "- private: per-patient gradients, clipping and its assertion, noise of torch's generator, which protects nobody.",
+        f"- {SECURE}: ChaCha20 noise made ahead in a second thread, and a ledger entry, fsynced, with each step (the "
+        "product makes one a round). First the time of the thread that trains, then of both threads, which is what "
+        "counts where no second core is free.",
+        f"- {LOOP}: one forward and backward a patient. {HOOKS}: as they come, by slice and not by patient: another, far "
+        "weaker guarantee.",
+        "- same layout: the private step against the plain one without channels-last weights, which the plain step has "
+        "at fold 2 in fp32 alone and the private one cannot use.",
+        "",
+        f"| preset | fold | precision | patients x slices | plain s | private | same layout | {SECURE} | both threads | "
+        f"{LOOP} | {HOOKS} |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
         *(_row(case, record["steps"][case.name]) for case in CASES if case.name in record["steps"]),
-        "",
-        "Without channels-last weights, which the plain step has at fold 2 in fp32 (it gains 5 to 9 % there) and the "
-        "private step cannot use: its ratio there is against the faster plain step.",
-        "Opacus' hooks clip by slice, for they know no patients: another, far weaker guarantee.",
         "",
         *_memory_page(record.get("memory", {})),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _row(case: Case, seconds: dict[str, list[float]]) -> str:
-    plain = statistics.median(seconds[PLAIN])
-    targets = {PRIVATE: case.private_target, SECURE: case.secure_target}
+def _row(case: Case, seconds: dict[str, dict[str, list[float]]]) -> str:
+    plain = seconds[PLAIN]["process"]
 
-    def ratio(name: str) -> str:
-        if name not in seconds:
+    def ratio(name: str, measure: str = "process", target: float | None = None, against: str = PLAIN) -> str:
+        if name not in seconds or against not in seconds:
             return "-"
-        target = targets.get(name)
-        return f"{statistics.median(seconds[name]) / plain:.2f}" + (f" ({target:.2f})" if target else "")
+        value = statistics.median(seconds[name][measure]) / statistics.median(seconds[against]["process"])
+        return f"**{value:.2f}** ({target:.2f})" if target else f"{value:.2f}"
 
     return (
-        f"| {case.preset} | {case.fold} | {case.precision} | {case.patients} x {case.rows} "
-        f"| {_spread(seconds[PLAIN])} | "
-        f"**{ratio(PRIVATE)}** | **{ratio(SECURE)}** | {ratio(LOOP)} | {ratio(HOOKS)} |"
+        f"| {case.preset} | {case.fold} | {case.precision} | {case.patients} x {case.rows} | {_spread(plain)} | "
+        f"{ratio(PRIVATE, target=case.private_target)} | {ratio(PRIVATE, against=PLAIN_CONTIGUOUS)} | "
+        f"{ratio(SECURE, 'thread', case.secure_target)} | {ratio(SECURE)} | {ratio(LOOP)} | {ratio(HOOKS)} |"
     )
 
 

@@ -49,16 +49,16 @@ def clip_and_sum(rows_of_parameters: Sequence[Tensor], factors: Tensor, sums: Se
     """
     zeroed = factors == 0.0
     any_zeroed = bool(zeroed.any())
-    squares = torch.zeros_like(factors)
+    norms = [torch.zeros_like(factors)]
     columns = max(_LEAST_COLUMNS, _CACHED // max(1, len(factors)))
     for rows, total in zip(rows_of_parameters, sums, strict=True):
         for at in range(0, len(total), columns):
             clipped = rows[:, at : at + columns].to(torch.float64, copy=True).mul_(factors[:, None])
             if any_zeroed:
                 clipped[zeroed] = 0.0  # 0 * inf is NaN
-            squares += torch.linalg.vector_norm(clipped, dim=1).square()
+            norms.append(torch.linalg.vector_norm(clipped, dim=1))
             total[at : at + columns] += clipped.sum(0)
-    return squares.sqrt()
+    return torch.stack(norms).square().sum(0).sqrt()
 
 
 def assert_clipped(norms: Tensor, max_grad_norm: float) -> None:

@@ -58,6 +58,8 @@ class PatientOptimiser(DPOptimizer):
         self._parameters = _parameters(inner)
         if not self._parameters or not all(p.requires_grad for p in self._parameters):
             raise ValueError("the optimiser must hold the parameters that train, all of them, and no other")
+        if len({p.dtype for p in self._parameters}) > 1:
+            raise ValueError("the parameters must be of one precision")
         self._flat = torch.zeros(self.size, dtype=torch.float64, device=self._parameters[0].device)
         """The sum over patients, then the noised sum. Kept over steps: to ask for so much memory anew costs time."""
         sizes = [p.numel() for p in self._parameters]
@@ -135,10 +137,11 @@ class PatientOptimiser(DPOptimizer):
         if not self._noised:
             raise ClipError("the sum has no noise yet: take steps by Mechanism.step")
         self._noised = False
-        self._flat.div_(self.expected_batch_size)
-        for p, values in zip(self._parameters, self._by_parameter, strict=True):
+        rounded = self._flat.div_(self.expected_batch_size).to(self._parameters[0].dtype)
+        for p, values in zip(self._parameters, rounded.split([p.numel() for p in self._parameters]), strict=True):
+            gradient = values.view(p.shape)
             # A fused inner optimiser walks memory: the gradient must lie in it as the parameter does.
-            p.grad = torch.empty_like(p, requires_grad=False).copy_(values.view(p.shape))
+            p.grad = gradient if p.is_contiguous() else torch.empty_like(p, requires_grad=False).copy_(gradient)
         self._drawn = None
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:

@@ -318,6 +318,11 @@ def test_every_parameter_needs_gradients_of_one_batch(wrong: str) -> None:
         optimiser.step()
 
 
+def test_parameters_of_several_precisions_are_refused() -> None:
+    with pytest.raises(ValueError, match="of one precision"):
+        build([nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3, dtype=torch.float64))])
+
+
 def test_parameters_cannot_slip_past_the_noise() -> None:
     """A parameter that is frozen, or joins later, would be moved by whatever its `grad` holds."""
     of = parameters()
