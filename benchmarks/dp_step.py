@@ -278,17 +278,17 @@ def page(record: dict[str, Any]) -> str:
         "pixels, a batch of 32 rows: so many patients times so many slices each.",
         "",
         "- plain: `training.local`; private: `training.private_round`; both from int16 slices to the optimiser's step.",
-        "- private: per-patient gradients, clipping and its assertion, noise of torch's generator, which protects nobody.",
+        "- private: gradients by patient, clipping and its assertion, noise of torch's generator, which protects nobody.",
         f"- {SECURE}: ChaCha20 noise made ahead in a second thread, and a ledger entry, fsynced, with each step (the "
         "product makes one a round). First the time of the thread that trains, then of both threads, which is what "
         "counts where no second core is free.",
-        f"- {LOOP}: one forward and backward a patient. {HOOKS}: as they come, by slice and not by patient: another, far "
-        "weaker guarantee.",
+        f"- {LOOP}: one forward and backward a patient. {HOOKS}: as they come, by slice and not by patient: another, "
+        "far weaker guarantee.",
         "- same layout: the private step against the plain one without channels-last weights, which the plain step has "
         "at fold 2 in fp32 alone and the private one cannot use.",
         "",
-        f"| preset | fold | precision | patients x slices | plain s | private | same layout | {SECURE} | both threads | "
-        f"{LOOP} | {HOOKS} |",
+        "| preset | fold | precision | patients x slices | plain s | private | same layout "
+        f"| {SECURE} | both threads | {LOOP} | {HOOKS} |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *(_row(case, record["steps"][case.name]) for case in CASES if case.name in record["steps"]),
         "",
@@ -342,7 +342,7 @@ def _memory_page(memory: dict[str, Any]) -> list[str]:
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Cases, or memory; none: those without a result.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for dp-step.md and dp-step.json.")] = OUT,
-    steps: Annotated[int, typer.Option(help="Steps that count, of each contender.")] = 11,
+    steps: Annotated[int, typer.Option(help="Steps that count, of each contender.")] = 9,
     peak: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Measures case by case; a case's result is kept as soon as it is there."""
