@@ -82,6 +82,7 @@ class PaidTraining(SiteTraining):
         tensor_file.drop_leftovers(self.folder, received.name)
         tensor_file.save_tensors(received, weights, {})
         self.wall.tensors("in", task.round_number, shapes(weights), received.stat().st_size)
+        self.charge(task, site, ask_only=True)  # what is refused anyway needs no child
         mark = self._same_store()
         entry = self._paid_training(task, site, received, trained, abort, due)
         if self._store_mark() != mark:

@@ -89,8 +89,8 @@ class SiteTraining:
             raise RefusedError("site.json names another store, state or name since the job began: submit the job anew")
         return now
 
-    def charge(self, task: Task, site: Site) -> Entry | None:
-        """The judgement before a round, and the entry that pays for it. Raises charging.Refused."""
+    def charge(self, task: Task, site: Site, ask_only: bool = False) -> Entry | None:
+        """The judgement before a round, and (unless it is only asked) the entry that pays. Raises charging.Refused."""
         recorded = task.ledger
         return charging.charge(
             site,
@@ -101,6 +101,7 @@ class SiteTraining:
             store=store_facts(site.store),
             recorded=None if recorded is None else Head(count=recorded.count, mac=recorded.mac),
             reproducible_noise=self.setup.reproducible_noise_seed is not None,
+            ask_only=ask_only,
         )
 
     def _check(self, task: Task, weights: Weights) -> None:

@@ -94,18 +94,19 @@ def charge(
     recorded: Head | None = None,
     reproducible_noise: bool = False,
     now: datetime | None = None,
+    ask_only: bool = False,
 ) -> Entry | None:
     """Judges the round that `task` asks for and reserves its whole budget, under one lock of the ledger.
 
     `recorded` is the head that the server sent back with the task. Returns the entry that pays for the round, None
     for a plan without privacy that the policy allows. Training may begin only after it returned. Raises Refused; the
-    ledger is then as before. A round asked for again is charged again.
+    ledger is then as before. A round asked for again is charged again. `ask_only` judges and reserves nothing.
     """
     try:
         ledger = site.open_ledger()
         with ledger.lock():
             return _charge_locked(
-                site, ledger, plan, task, submission, submitter, store, recorded, reproducible_noise, now
+                site, ledger, plan, task, submission, submitter, store, recorded, reproducible_noise, now, ask_only
             )
     except (SiteError, LedgerError) as error:
         raise Refused((f"ledger: {error}",)) from None
@@ -124,6 +125,7 @@ def _charge_locked(
     recorded: Head | None,
     reproducible_noise: bool,
     now: datetime | None,
+    ask_only: bool,
 ) -> Entry | None:
     nonce, nonce_reasons = _nonce(site, submission)
     approved, approval_reasons = _approved(site)
@@ -146,7 +148,7 @@ def _charge_locked(
     reasons = (*verdict.reasons, *nonce_reasons, *approval_reasons)
     if reasons:
         raise Refused(reasons)
-    if plan.privacy is None:
+    if plan.privacy is None or ask_only:
         return None
     assert isinstance(store, StoreFacts)
     return ledger.reserve(

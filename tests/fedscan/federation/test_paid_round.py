@@ -185,6 +185,7 @@ def test_a_head_that_the_ledger_does_not_contain_is_refused_before_charging(site
     assert site.steps_charged() == before + 4, "round 2's model dropped the kept answer: round 0 was paid for again"
 
 
+@pytest.mark.slow
 def test_a_store_that_changed_is_loaded_anew(site: Site, tmp_path: Path) -> None:
     pid = site.job.training._trainer.pid
     manifest = site.hospital.setup.store / "manifest.json"
@@ -197,18 +198,6 @@ def test_a_store_that_changed_is_loaded_anew(site: Site, tmp_path: Path) -> None
         manifest.write_bytes(was)
 
 
-def test_what_is_not_ready_at_its_time_is_refused_and_stays_charged(site: Site) -> None:
-    kept_answer.drop(site.job.training.folder)
-    before = site.steps_charged()
-    with pytest.raises(Exception, match="answer_after_s"):
-        site.train(within_s=0.2)
-    assert site.steps_charged() == before, "too late to begin: not charged"
-    assert site.job.training._trainer.ready(60.0, NEVER)
-    with pytest.raises(Exception, match=r"answer_after_s|not trained within its deadline"):
-        site.train(within_s=0.65)
-    assert site.steps_charged() == before + 2
-
-
 def test_an_answer_leaves_at_the_plans_public_time_however_soon_it_was_ready(site: Site) -> None:
     site.train()
     came = time.monotonic()
@@ -219,7 +208,7 @@ def test_an_answer_leaves_at_the_plans_public_time_however_soon_it_was_ready(sit
 
 
 @pytest.mark.parametrize(
-    "what", ["spent", "malformed", "no policy", "no site.json", "never admitted", "no folder", "no room"]
+    "what", ["spent", "malformed", "no policy", "no site.json", "never admitted", "no place", "no room"]
 )
 def test_a_refusal_is_one_constant_at_the_same_time_and_its_reason_stays(
     tmp_path: Path, make_hospital: Callable[..., Any], submitter: Any, soon: Any, what: str
@@ -235,8 +224,8 @@ def test_a_refusal_is_one_constant_at_the_same_time_and_its_reason_stays(
         hospital.site.file.policy.unlink()
     elif what == "no site.json":
         hospital.site.path.unlink()
-    elif what == "no folder":  # stands for any error that nobody foresaw
-        training.folder.rename(training.folder.with_name("away"))
+    elif what == "no place":  # stands for any error that nobody foresaw
+        (training.folder / "received.safetensors").mkdir()
     elif what == "no room":  # for the reasons
         (hospital.setup.state / "refusals.jsonl").mkdir()
         hospital.site.file.policy.unlink()
@@ -245,6 +234,9 @@ def test_a_refusal_is_one_constant_at_the_same_time_and_its_reason_stays(
     assert ANSWER_SOON_S <= time.monotonic() - came < ANSWER_SOON_S + 0.2
     if what != "no room":
         assert json.loads((hospital.setup.state / "refusals.jsonl").read_text())["reasons"]
+    if what == "spent":
+        assert "max_epsilon" in (hospital.setup.state / "refusals.jsonl").read_text()
+    assert training._trainer.pid is None, "no child was started"
     assert not hospital.site.open_ledger().events(), "nothing was charged"
     assert not (training.folder / "trained.safetensors").exists(), "nothing was trained"
     training.stop()
@@ -271,3 +263,15 @@ def test_answers_of_expired_submissions_and_damaged_ones_are_swept(tmp_path: Pat
     assert [p.parent.name for p in state.glob(f"*/{kept_answer.NAME}")] == ["b" * 32]
     site.job.complete()
     assert kept_answer.find(site.job.training.folder) is None
+
+
+def test_what_is_not_ready_at_its_time_is_refused_and_stays_charged(site: Site) -> None:
+    kept_answer.drop(site.job.training.folder)
+    before = site.steps_charged()
+    with pytest.raises(Exception, match="answer_after_s"):
+        site.train(within_s=0.2)
+    assert site.steps_charged() == before, "too late to begin: not charged"
+    assert site.job.training._trainer.ready(60.0, NEVER)
+    with pytest.raises(Exception, match=r"answer_after_s|not trained within its deadline"):
+        site.train(within_s=0.65)
+    assert site.steps_charged() == before + 2
