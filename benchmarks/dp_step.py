@@ -278,7 +278,7 @@ def page(record: dict[str, Any]) -> str:
         "pixels, a batch of 32 rows: so many patients times so many slices each.",
         "",
         "- plain: `training.local`; private: `training.private_round`; both from int16 slices to the optimiser's step.",
-        "- private: gradients by patient, clipping and its assertion, noise of torch's generator, which protects nobody.",
+        "- private: gradients by patient, clipping and its assertion, noise of torch's generator (protects nobody).",
         f"- {SECURE}: ChaCha20 noise made ahead in a second thread, and a ledger entry, fsynced, with each step (the "
         "product makes one a round). First the time of the thread that trains, then of both threads, which is what "
         "counts where no second core is free.",
