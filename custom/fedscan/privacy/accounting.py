@@ -34,8 +34,8 @@ _STEPS_AT_ONCE = 1024
 _TRUNCATED = 1e-18
 """Mass that a truncation may put to an infinite loss."""
 _ROUNDING = 1e-14
-_ROUNDING_A_STEP = 1e-16
-"""What float64 may lose of delta: a step loses about 1e-17 (docs/results/accounting.md); ten times that is allowed."""
+_ROUNDING_A_STEP = 1e-15
+"""What float64 may lose of delta; ways of composing differ by a fifth of it a step (docs/results/accounting.md)."""
 
 
 class AccountingError(Exception):
