@@ -138,7 +138,8 @@ class PatientOptimiser(DPOptimizer):
             raise ClipError("the sum has no noise yet: take steps by Mechanism.step")
         self._noised = False
         rounded = self._flat.div_(self.expected_batch_size).to(self._parameters[0].dtype)
-        for p, values in zip(self._parameters, rounded.split([p.numel() for p in self._parameters]), strict=True):
+        sizes = [p.numel() for p in self._parameters]
+        for p, values in zip(self._parameters, torch.split(rounded, sizes), strict=True):
             gradient = values.view(p.shape)
             # A fused inner optimiser walks memory: the gradient must lie in it as the parameter does.
             p.grad = gradient if p.is_contiguous() else torch.empty_like(p, requires_grad=False).copy_(gradient)
