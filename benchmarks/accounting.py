@@ -108,22 +108,25 @@ def cold() -> None:
 
 
 def grid_rows(log: Path) -> list[dict[str, Any]]:
-    """Every accountant at every point where epsilon lies between the bands' ends; goes on where it was stopped."""
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    rows = [row for row in rows if row["delta"] in DELTAS]
-    done = {(row["sample_rate"], row["noise_multiplier"], row["steps"], row["delta"]) for row in rows}
+    """Every accountant at every point where epsilon lies between the bands' ends, or is none.
+
+    What Opacus' accountants said is kept in `log`, so that a stopped run goes on.
+    """
+    rows, kept = [], {}
+    if log.exists():
+        kept = {tuple(entry["point"]): entry for entry in map(json.loads, log.read_text().splitlines())}
     with log.open("a") as file:
         for q, sigma, steps, delta in itertools.product(SAMPLE_RATES, NOISES, STEPS, DELTAS):
-            if (q, sigma, steps, delta) in done:
-                continue
-            row: dict[str, Any] = {"sample_rate": q, "noise_multiplier": sigma, "steps": steps, "delta": delta}
-            row["pld"] = ask("pld", [(sigma, q, steps)], delta)
-            charged = row["pld"]["epsilon"]
-            if isinstance(charged, str) or BANDS[0] <= charged <= BANDS[-1]:
-                row |= {name: ask(name, [(sigma, q, steps)], delta) for name in ("rdp", "prv")}
+            charged = ask("pld", [(sigma, q, steps)], delta)
+            row = {"sample_rate": q, "noise_multiplier": sigma, "steps": steps, "delta": delta, "pld": charged}
+            if isinstance(charged["epsilon"], str) or BANDS[0] <= charged["epsilon"] <= BANDS[-1]:
+                point = (q, sigma, steps, delta)
+                if point not in kept:
+                    kept[point] = {name: ask(name, [(sigma, q, steps)], delta) for name in ("rdp", "prv")}
+                    file.write(json.dumps({"point": point, **kept[point]}) + "\n")
+                    file.flush()
+                row |= {name: kept[point][name] for name in ("rdp", "prv")}
             rows.append(row)
-            file.write(json.dumps(row) + "\n")
-            file.flush()
     return rows
 
 

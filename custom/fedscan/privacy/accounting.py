@@ -26,7 +26,7 @@ _LEAST_EPSILON = 1e-9
 _NO_PRIVACY = 30.0
 """Stands for log(infinity / target_epsilon) in the search."""
 
-_INTERVAL = 1e-3
+_INTERVAL = 2e-3
 _MAX_POINTS = 2e5
 _MAX_POINTS_A_STEP = 2e4
 _MAX_SPAN = 1e5

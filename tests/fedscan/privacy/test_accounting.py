@@ -249,7 +249,7 @@ def test_a_delta_that_excuses_everything_gives_zero_and_no_less() -> None:
 
 def test_opacus_and_a_finer_grid_find_about_the_same_noise() -> None:
     """dp-accounting's own calibration gave 5.541 (target 3, delta 1e-4, q 0.1, 2000 steps), Opacus' PRV 5.566."""
-    assert noise_multiplier_for(3.0, 1e-4, 0.1, 2000) == pytest.approx(5.541, abs=2e-3)
+    assert noise_multiplier_for(3.0, 1e-4, 0.1, 2000) == pytest.approx(5.541, abs=4e-3)
 
 
 @settings(max_examples=8, deadline=None)
