@@ -188,7 +188,7 @@ def run_arm(case: str, arm: str, seed: int, root: Path, start_file: Path) -> Non
     work = root / case
     work.mkdir(parents=True, exist_ok=True)
     data = (pictures if case == "pictures" else phantoms)(plan, work)
-    name = f"{arm}-{seed}"
+    name = f"{arm}-{seed}-{start.sha256[:8]}"
     weights = start.weights
     if arm != "start":
         weights = train(plan, data, work / name, weights, seed=seed, noised=arm == "private")

@@ -36,6 +36,8 @@ _PROFILE = dataclasses.replace(
 """A scanner of no hospital, healthy patients of every build."""
 _LEVEL_HU, _WIDTH_HU = (-650.0, -500.0), (1300.0, 1700.0)
 """How pictures of the lung are usually windowed."""
+_STRETCH = (0.9, 1.2)
+"""Of height against width: pictures were not always scaled alike."""
 _FIELD_MM, _PICTURE_FIELD_MM = 360.0, 400.0
 
 
@@ -148,7 +150,7 @@ def _patient(rng: np.random.Generator, look: Look, size: int) -> NDArray[np.int1
 
 
 def _picture(rng: np.random.Generator, hu: NDArray[np.float32], size: int, pixel_mm: float) -> NDArray[np.int16]:
-    """Grey 0..255 as a picture of a journal shows a chest: windowed to the lung, cropped to the lungs, made square."""
+    """Grey 0..255 as `prepare` keeps a picture of a chest: windowed to the lung, cropped to the lungs, black around."""
     level, width = rng.uniform(*_LEVEL_HU), rng.uniform(*_WIDTH_HU)
     grey = np.clip((hu - (level - width / 2)) / width, 0.0, 1.0) * 255.0
     body = ndimage.binary_opening(hu > -300.0, iterations=round(6.0 / pixel_mm))
@@ -156,17 +158,20 @@ def _picture(rng: np.random.Generator, hu: NDArray[np.float32], size: int, pixel
     lungs = inside & (hu < -400.0)
     rows, columns = (_side(rng, np.flatnonzero(body.any(i)), np.flatnonzero(lungs.any(i))) for i in (1, 0))
     cut = grey[rows, columns]
-    zoom = size / np.array(cut.shape)
+    stretched = np.array(cut.shape) * (rng.uniform(*_STRETCH), 1.0)
+    zoom = np.maximum(np.round(stretched * (size / stretched.max())), 1.0) / cut.shape
     smooth = ndimage.gaussian_filter(cut, np.maximum(0.0, 0.4 / zoom - 0.3))
     small = ndimage.zoom(smooth, zoom, order=1, grid_mode=True, mode="nearest")
-    return np.asarray(np.rint(np.clip(small, 0.0, 255.0)), np.int16)
+    before = (size - np.array(small.shape)) // 2
+    square = np.pad(small, [(b, size - n - b) for b, n in zip(before, small.shape, strict=True)])
+    return np.asarray(np.rint(np.clip(square, 0.0, 255.0)), np.int16)
 
 
 def _side(rng: np.random.Generator, body: NDArray[np.int64], lungs: NDArray[np.int64]) -> slice:
-    """Where a picture begins and ends along one axis: some way around the lungs, never outside the body."""
-    least = 0.6 * (body[-1] - body[0] + 1)
+    """Where a picture begins and ends along one axis: a little way around the lungs, never outside the body."""
+    least = 0.5 * (body[-1] - body[0] + 1)
     start, end = (lungs[0], lungs[-1] + 1) if len(lungs) else (body[0], body[-1] + 1)
     lacking = max(0.0, least - (end - start)) / 2
     extent = max(float(end - start), least)
-    before, after = lacking + rng.uniform(0.01, 0.14, 2) * extent
+    before, after = lacking + rng.uniform(0.0, 0.1, 2) * extent
     return slice(max(body[0], round(start - before)), min(body[-1] + 1, round(end + after)))

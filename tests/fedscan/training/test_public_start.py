@@ -86,11 +86,15 @@ def test_phantoms_fill_the_frame_as_stores_do_and_differ(look: Literal["hu", "pi
         assert data.values == "grey"
         assert data.hu.min() >= 0
         assert data.hu.max() <= 255
-        # Cropped to the lungs: they reach near both sides of most pictures, and there is hardly any black around.
-        dark = data.hu < 128
-        reach = dark[:, 16:48].any(1)
-        assert np.median(reach.argmax(1)) < 12
-        assert (data.hu < 20).mean() < 0.05
+        # As `prepare` keeps pictures: proportions kept, black above and below; the lungs reach near both sides.
+        inside = data.hu > 20
+        heights, breadths = inside.any(2).sum(1), inside.any(1).sum(1)
+        assert 36 < np.median(heights) < 56
+        assert np.median(breadths) > 60
+        black_above, black_below = inside.any(2).argmax(1), inside.any(2)[:, ::-1].argmax(1)
+        assert np.median(abs(black_above - black_below)) <= 1
+        lung = inside & (data.hu < 128)
+        assert np.median(lung[:, 24:40].any(1).argmax(1)) < 12
 
 
 def test_phantoms_are_healthy_and_of_no_hospital_of_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
