@@ -15,14 +15,16 @@ ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / ".test-all"
 PART_LIMIT_S = 3600
 
-KILLS = ("tests/integration/test_kills.py", "tests/integration/test_private_kills.py")
+SLOW = ("-m", "slow", "-s", "-v")
+RUNS = ("local_run", "private_run", "template_dp", "wire", "faults")
 PARTS: dict[str, list[str]] = {
     "quick": ["-m", "not slow", "-n", "2", "--dist", "loadscope", "tests"],
-    "ctslices-slow": ["-m", "slow", "tests/ctslices"],
-    "fedscan-slow": ["-m", "slow", "tests/fedscan"],
-    "runs-slow": ["-m", "slow", "tests/integration", *(f"--ignore={path}" for path in KILLS)],
-    "kills": ["-m", "slow", KILLS[0]],
-    "private-kills": ["-m", "slow", "-s", KILLS[1]],
+    "units-slow": [*SLOW, "tests/ctslices", "tests/fedscan", "tests/attacks"],
+    "demo": [*SLOW, "tests/integration/test_demo.py"],
+    "runs": [*SLOW, *(f"tests/integration/test_{name}.py" for name in RUNS)],
+    "policy": [*SLOW, "tests/integration/test_policy_attacks.py", "tests/integration/test_private_restarts.py"],
+    "kills": [*SLOW, "tests/integration/test_kills.py", "tests/integration/test_private_federation_kills.py"],
+    "private-kills": [*SLOW, "tests/integration/test_private_kills.py"],
 }
 NO_TESTS = 5
 

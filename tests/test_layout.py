@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -12,7 +13,19 @@ from pathlib import Path
 import pytest
 
 HEAVY = ("torch", "monai", "nvflare", "pydicom", "nibabel", "matplotlib", "scipy")
-COMMANDS = [[], ["prepare"], ["inspect"], ["job"], ["job", "new"], ["job", "run"], ["generate"], ["demo"]]
+COMMANDS = [
+    [],
+    ["prepare"],
+    ["inspect"],
+    ["job"],
+    ["job", "new"],
+    ["job", "run"],
+    ["generate"],
+    ["demo"],
+    ["budget"],
+    ["site"],
+    ["audit"],
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -44,6 +57,16 @@ def test_help_starts_quickly_beside_a_bare_interpreter_with_its_two_libraries() 
 
     bare = median(["-c", "import typer, rich.markdown, rich.panel, rich.table"])
     assert median(["-m", "fedscan", "--help"]) < 2.5 * bare
+
+
+def test_all_tests_run_in_parts_of_test_all(repository: Path) -> None:
+    parts = runpy.run_path(str(repository / "tests" / "run_all.py"))["PARTS"]
+    named = [word for part in parts.values() if "slow" in part for word in part if word.startswith("tests")]
+    for path in (repository / "tests").rglob("test_*.py"):
+        if "mark.slow" in path.read_text(encoding="utf-8") and path.name != Path(__file__).name:
+            within = [name for name in named if path.is_relative_to(repository / name)]
+            assert len(within) == 1, f"{path.name} is in {len(within)} parts of test-all"
+    assert all((repository / name).exists() for name in named)
 
 
 def test_no_custom_folder_below_jobs(repository: Path) -> None:
