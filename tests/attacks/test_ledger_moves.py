@@ -246,9 +246,24 @@ def test_the_old_machines_ledger_from_before_the_move_is_refused(hospital: Hospi
     hospital.site.file.ledger.write_bytes(old)
     with pytest.raises(LedgerError, match="it is missing"):
         _ = hospital.ledger
+
+
+def test_a_backup_from_before_the_move_does_not_bring_the_old_machine_back(hospital: Hospital) -> None:
+    """Two machines would each have what was left of the budget. The anchor knows that the site has gone."""
+    old = hospital.backup()
+    package = moved(hospital)
+    hospital.restore(package, into="new", anchor=hospital.home / "new.anchor")
     hospital.lose_the_disk()
-    hospital.restore(package)  # goes on behind the lost entry, as the anchor told
-    assert spent(hospital.ledger)[EVENT.model_copy(update={"steps": 1})] == 2 * EVENT.steps
+    said = hospital.restore(old, code=1).replace("\n", " ")
+    assert "moved to another machine" in said
+    assert not (hospital.folder / "site.json").exists()
+    there = Site.open(hospital.home / "new")
+    backup = hospital.home / "new.tar"
+    command("site", "backup", backup, "--site", there.path)
+    there.open_ledger().reserve(Charge("a" * 32, "1" * 64, 9, "2" * 64, EVENT, frozenset({"p1"})))
+    shutil.rmtree(hospital.home / "new")
+    hospital.restore(backup, into="new", anchor=hospital.home / "new.anchor")  # there a lost disk is a lost disk
+    assert spent(Site.open(hospital.home / "new").open_ledger())[EVENT.model_copy(update={"steps": 1})] == 60
 
 
 def test_a_package_lands_once_and_only_where_it_was_sent(hospital: Hospital) -> None:

@@ -229,6 +229,7 @@ class LedgerDisk:
                 head=head.mac,
                 spent=state.spent,
                 removals=state.removal_records,
+                moved=state.moved,
             )
         )
 

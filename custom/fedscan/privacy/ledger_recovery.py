@@ -58,6 +58,8 @@ def _catch_up(disk: LedgerDisk) -> Settled:
             )
         disk.write_anchor()
         return Settled.WHOLE
+    if anchor.moved:
+        raise LedgerError("it moved to another machine, and goes on there alone: restore the package that moved it")
     lost = spent_beyond(anchor.spent, disk.state.spent)
     if lost is None:
         raise LedgerError("it spent what the anchor does not know: this is a copy that went on by itself")
