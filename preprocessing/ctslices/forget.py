@@ -61,7 +61,7 @@ def named(
     """Finds who is meant by ids.txt: PatientIDs as in the export, or pseudonyms, one a line.
 
     `key` makes pseudonyms of PatientIDs (None: rows must be pseudonyms); `same_patient` is the map.csv that the store
-    was prepared with; `removed` are pseudonyms that were taken out before. Raises TableError, ForgetError.
+    was prepared with; `removed` are pseudonyms that may have been taken out before. Raises TableError, ForgetError.
     """
     if key is not None and key.fingerprint != manifest.key_fingerprint:
         raise ForgetError("the key is not the one that the store was made with: name the right key file")

@@ -241,7 +241,7 @@ def test_a_moved_ledger_goes_on_there_and_is_retired_here(hospital: Hospital) ->
 
 
 def test_the_old_machines_ledger_from_before_the_move_is_refused(hospital: Hospital) -> None:
-    package, old = hospital.backup(), hospital.site.file.ledger.read_bytes()
+    old = hospital.site.file.ledger.read_bytes()
     moved(hospital)
     hospital.site.file.ledger.write_bytes(old)
     with pytest.raises(LedgerError, match="it is missing"):

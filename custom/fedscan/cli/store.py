@@ -87,7 +87,8 @@ def _forget(
     ledger = site.open_ledger()
     key = _key(site)
     manifest = read_manifest(store)
-    found = forgetting.named(manifest, patients, key, same_patient, removed=ledger.removed)
+    known = frozenset[str]().union(*ledger.populations.values())
+    found = forgetting.named(manifest, patients, key, same_patient, removed=known)
     if found.unknown_rows and not skip_unknown:
         rows = ", ".join(map(str, found.unknown_rows[:20])) + (", ..." if len(found.unknown_rows) > 20 else "")
         hint = "" if key is not None else f" (without the store's key {site.pseudonym_key} pseudonyms alone are known)"
@@ -96,9 +97,10 @@ def _forget(
             "store was prepared with it, or say --skip-unknown; nothing was changed"
         )
     # The record comes first: stopped in between, the judge refuses the store until this command has ended.
+    # Who is gone already gets one too, where it was lost with a disk.
     there = {patient.id for patient in manifest.patients}
-    if (found.pseudonyms & there) - ledger.removed:
-        ledger.record_removal(there, there - found.pseudonyms)
+    if found.pseudonyms - ledger.removed:
+        ledger.record_removal(there | found.pseudonyms, there - found.pseudonyms)
     return found, forgetting.forget(store, found.pseudonyms)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,3 +128,24 @@ def test_a_ledger_that_cannot_be_trusted_forgets_nobody(command: Command, site: 
     assert code == 1
     assert output.startswith("error: ")
     assert len(SliceStore.open(site.store).manifest.patients) == 60
+
+
+def test_who_is_gone_without_a_record_is_forgotten_by_the_same_command(
+    command: Command, site: Site, tmp_path: Path, private_job: Path
+) -> None:
+    """A removal record that was lost with the ledger's disk is made again, though the store lost them long ago."""
+    package, anchor = tmp_path / "backup.tar", tmp_path / "apart.anchor"
+    assert command("site", "backup", package, "--site", site.path)[0] == 0
+    arguments = ("store", "forget", site.store, "--patients", ids_file(tmp_path, IDS[0], IDS[7]), "--site", site.path)
+    assert command(*arguments)[0] == 0
+    shutil.copy(site.file.anchor, anchor)
+    shutil.rmtree(site.path.parent)
+    again = ("site", "restore", package, "--into", site.path.parent, "--anchor", anchor, "--store", site.store)
+    assert "1 removal records are among them" in command(*again)[1]
+    assert "2 of the patients that the ledger knows are gone" in command("site", "check", "--site", site.path)[1]
+    code, output = command(*arguments)
+    assert code == 0, output
+    assert len(Site.open(site.path).open_ledger().removed) == 2
+    assert len(SliceStore.open(site.store).manifest.patients) == 58
+    code, output = command("site", "check", "--site", site.path)
+    assert code == 0, output
