@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fedscan.federation import job_check, job_folder
+from fedscan.federation import job_check, job_folder, job_form
 from fedscan.federation.job_folder import CLIENT_PATH, META, SERVER_PATH
 from fedscan.federation.local_run import RunFile
 
@@ -110,3 +111,16 @@ def test_a_changed_run_file_is_refused(change: dict[str, object]) -> None:
     RunFile.model_validate_json(json.dumps(good))
     with pytest.raises(ValueError, match="validation error"):
         RunFile.model_validate_json(json.dumps(good | change))
+
+
+def test_many_names_are_looked_through_in_their_own_time(tmp_path: Path) -> None:
+    """Compared each with each, the names that fit into a job's file would take minutes."""
+    path = tmp_path / "config_fed_client.json"
+    path.write_text(json.dumps({str(number): 0 for number in range(80_000)}))
+    assert path.stat().st_size < job_form.MAX_FILE_BYTES
+    began = time.process_time()
+    job_form.parse(path)
+    path.write_text(path.read_text()[:-1] + ', "7": 0}')
+    with pytest.raises(ValueError, match="'7' is there twice"):
+        job_form.parse(path)
+    assert time.process_time() - began < 5.0

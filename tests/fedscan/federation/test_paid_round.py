@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fedscan.federation import kept_answer
+from fedscan.federation import kept_answer, paid_round
 from fedscan.federation.messages import REFUSED_BY_POLICY, LedgerHead, PrivateAnswer
 from fedscan.federation.paid_round import PaidTraining
 from fedscan.federation.site_job import Ready, SiteJob
@@ -247,6 +248,94 @@ def test_an_abort_ends_the_wait(site: Site) -> None:
     result = site.job.answer(site.hospital.task().model_dump(mode="json"), site.hospital.weights, lambda: True, came)
     assert result == "TASK_ABORTED"
     assert time.monotonic() - came < ANSWER_AFTER_S
+
+
+class Finished:
+    """Sees when the trainer has written the answer to a round: long before the plan's public time."""
+
+    def __init__(self, site: Site) -> None:
+        self._path = site.job.training.folder / kept_answer.NAME
+
+    def __call__(self) -> bool:
+        return self._path.exists()
+
+
+def count_after(site: Site, round_number: int, interfere: Callable[[], bool]) -> int:
+    """The counter that the server reads in the answer to a task which it asks twice; `interfere` is called all along
+    the first asking, as the signal to abort."""
+    record = site.hospital.task(round_number=round_number).model_dump(mode="json")
+    before = site.hospital.site.open_ledger().head.count
+    site.job.answer(record, site.hospital.weights, interfere, time.monotonic())
+    second, _ = site.train(round_number=round_number)
+    return second.ledger.count - before
+
+
+@pytest.mark.slow
+def test_an_abort_does_not_tell_whether_training_had_finished(site: Site) -> None:
+    """How long it takes follows from how many patients were drawn. A server that aborts a round at a moment of its
+    choice and asks it again reads in the second answer's counter whether the first was paid for again."""
+    finished, trainer = Finished(site), site.job.training._trainer
+
+    def in_training() -> bool:
+        return site.steps_charged() > charged
+
+    charged = site.steps_charged()
+    early = count_after(site, 0, in_training)
+    assert trainer.ready(60.0, NEVER)
+    kept_answer.drop(site.job.training.folder)
+    assert count_after(site, 0, finished) == early
+
+
+@pytest.mark.slow
+def test_the_word_that_the_run_is_complete_does_not_tell_whether_training_had_finished(site: Site) -> None:
+    """As an abort: a server can say so at any time, and ask again."""
+    finished = Finished(site)
+
+    def say_complete(when: Callable[[], bool]) -> Callable[[], bool]:
+        said: list[bool] = []
+
+        def abort() -> bool:
+            if not said and when():
+                said.append(True)
+                site.job.complete()
+            return False
+
+        return abort
+
+    counts = []
+    for when in (lambda: True, finished):
+        kept_answer.drop(site.job.training.folder)
+        assert site.job.training._trainer.ready(60.0, NEVER)
+        counts.append(count_after(site, 0, say_complete(when)))
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.slow
+def test_a_second_task_at_once_does_not_tell_when_the_first_had_finished(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVFlare runs a task that comes as an auxiliary message beside the one in flight."""
+    monkeypatch.setattr(paid_round, "LOCK_WAIT_S", 1.0)
+    kept_answer.drop(site.job.training.folder)
+    assert site.job.training._trainer.ready(60.0, NEVER)
+    finished, second = Finished(site), []
+
+    def ask() -> None:
+        record = site.hospital.task(round_number=1).model_dump(mode="json")
+        second.append(site.job.answer(record, site.hospital.weights, NEVER, time.monotonic()))
+
+    threads: list[threading.Thread] = []
+
+    def abort() -> bool:
+        if finished() and not threads:
+            threads.append(threading.Thread(target=ask))
+            threads[0].start()
+        return False
+
+    record = site.hospital.task().model_dump(mode="json")
+    assert isinstance(site.job.answer(record, site.hospital.weights, abort, time.monotonic()), Ready)
+    threads[0].join()
+    assert second == [REFUSED_BY_POLICY], "as if the first were still training"
 
 
 def test_answers_of_expired_submissions_and_damaged_ones_are_swept(tmp_path: Path, site: Site) -> None:

@@ -99,6 +99,13 @@ def test_refused_deeply_nested_data_is_kept_by_name_alone(tmp_path: Path) -> Non
     assert [one.reasons for one in Approvals(tmp_path, KEY).refused()] == [("nested",)]
 
 
+def test_a_refused_number_beyond_every_float_is_no_plan(tmp_path: Path) -> None:
+    """A plan that stopped `site approve --list` would hide all others that were refused."""
+    data = Plan().model_dump(mode="json") | {"round_timeout_s": 10**400}
+    Approvals(tmp_path, KEY).keep_refused(data, ("huge",))
+    assert [(one.reasons, one.plan) for one in Approvals(tmp_path, KEY).refused()] == [(("huge",), None)]
+
+
 def test_a_nonce_is_taken_once_and_remembers_for_what(tmp_path: Path) -> None:
     plan, submission = Plan(), Submission.new(start_round=4)
     nonces = Nonces(tmp_path)

@@ -50,6 +50,7 @@ def test_a_policy_is_read_as_it_is_written(tmp_path: Path) -> None:
         ('{"policy_version": 1, "max_epsilon": NaN}', "max_epsilon"),
         ('{"policy_version": 1, "max_epsilon": Infinity}', "max_epsilon"),
         ('{"policy_version": 1, "max_epsilon": 1e400}', "max_epsilon"),
+        ('{"policy_version": 1, "max_epsilon": 1' + "0" * 400 + "}", "max_epsilon"),
         ('{"policy_version": 1, "max_epsilon": -1}', "max_epsilon"),
         ('{"policy_version": 1, "max_delta": 0.5}', "max_delta"),
         ('{"policy_version": 1, "answers": ["update", "loss"]}', "answers"),

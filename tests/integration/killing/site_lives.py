@@ -119,7 +119,9 @@ class Hospital:
 
     def _kill_some(self, pid: int, job: Job, kills: int) -> int:
         for number in range(kills):
-            moment = self.rng.choice((self._after_a_while, self._when_ledger_grows, self._when_run_changes))
+            moment = self.rng.choice(
+                (self._after_a_while, self._when_ledger_grows, self._when_run_changes, self._when_a_step_begins)
+            )
             moment(pid, job)
             if not is_alive(pid):
                 return number
@@ -147,6 +149,9 @@ class Hospital:
             return sorted((e.name, e.inode()) for e in os.scandir(run)) if run.is_dir() else []
 
         self._look(pid, names, self.rng.randint(1, 12), self.rng.uniform(0.0, 0.01))
+
+    def _when_a_step_begins(self, pid: int, job: Job) -> None:
+        self._look(pid, lambda: self.steps.exists() and self.steps.stat().st_size, self.rng.randint(1, 6), 0.0)
 
     @staticmethod
     def _look(pid: int, what: Callable[[], object], changes: int, then_s: float) -> None:
