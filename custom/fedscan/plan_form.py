@@ -14,7 +14,10 @@ def as_tuple(value: object) -> object:
 
 def _int_as_float(value: object) -> object:
     """JSON writes 1.0 as 1 in many tools; the canonical form writes it as 1.0 again."""
-    return float(value) if type(value) is int else value
+    try:
+        return float(value) if type(value) is int else value
+    except OverflowError:
+        raise ValueError("must be a number below 1.8e308") from None
 
 
 Float = Annotated[float, BeforeValidator(_int_as_float)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,8 @@ def parse(path: Path) -> object:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if doubled := {name for name in names if names.count(name) > 1}:
+    names = Counter(name for name, _ in pairs)
+    if doubled := {name for name, times in names.items() if times > 1}:
         raise ValueError(f"{min(doubled)[:60]!r} is there twice in one object")
     return dict(pairs)
 
