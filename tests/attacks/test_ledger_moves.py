@@ -122,6 +122,15 @@ def test_an_old_backup_is_charged_what_the_anchor_knows(hospital: Hospital) -> N
     assert sum(spent(hospital.ledger).values()) == sum(before.values()) + EVENT.steps
 
 
+def test_an_old_backup_does_not_hide_a_run_without_dp(hospital: Hospital) -> None:
+    package = hospital.backup()
+    hospital.ledger.note_unprotected("d" * 32, "1" * 64)
+    hospital.lose_the_disk()
+    said = hospital.restore(package).replace("\n", " ")
+    assert "1 runs without differential privacy are among them" in said
+    assert json.loads(command("budget", "--site", hospital.folder, "--json"))["unprotected_runs"] == 1
+
+
 def test_the_same_old_backup_twice_wins_nothing_either(hospital: Hospital) -> None:
     package = hospital.backup()
     hospital.spend(3)

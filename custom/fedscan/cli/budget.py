@@ -91,6 +91,7 @@ class _Facts:
             "unit": events[0].unit if events else None,
             "delta": self.delta,
             "epsilon": spent,
+            "unprotected_runs": self.ledger.unprotected_runs,
             "max_epsilon": most,
             "left": max(0.0, most - spent) if most is not None and comparable else None,
             "jobs": [_job(job, self.delta) for job in self.jobs],
@@ -187,6 +188,9 @@ def _print(report: Mapping[str, Any]) -> None:
         report["unit"]
     ]
     typer.echo(f"{report['site']}: epsilon {report['epsilon']:.4g} spent at delta {report['delta']:g} {whom}".rstrip())
+    if (runs := report["unprotected_runs"]) > 0:
+        what = "run without differential privacy was" if runs == 1 else "runs without differential privacy were"
+        typer.echo(f"{runs} {what} trained here: no epsilon bounds what came of that")
     if report["max_epsilon"] is None:
         typer.echo("the policy cannot be read: nothing can be spent")
     elif report["left"] is not None:

@@ -24,6 +24,7 @@ class Anchor(Part):
     head: Sha256
     spent: Events = Field(description="all that was spent, merged: it stays known when the ledger's volume is lost")
     removals: int = Field(ge=0, description="how many removal records there are, so that lost ones are noticed")
+    unprotected: int = Field(default=0, ge=0, description="how many runs without privacy it notes")
     moved: bool = Field(default=False, description="the ledger goes on elsewhere: no older copy may go on here")
 
 

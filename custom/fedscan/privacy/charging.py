@@ -148,7 +148,10 @@ def _charge_locked(
     reasons = (*verdict.reasons, *nonce_reasons, *approval_reasons)
     if reasons:
         raise Refused(reasons)
-    if plan.privacy is None or ask_only:
+    if ask_only:
+        return None
+    if plan.privacy is None:
+        ledger.note_unprotected(submission.run_id, plan.digest)
         return None
     assert isinstance(store, StoreFacts)
     return ledger.reserve(

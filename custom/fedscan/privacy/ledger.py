@@ -23,6 +23,7 @@ from fedscan.privacy.ledger_records import (
     PaidFor,
     Removed,
     Reserved,
+    Unprotected,
 )
 from fedscan.privacy.populations import Populations
 
@@ -88,6 +89,11 @@ class Ledger:
         """Pseudonyms with a removal record. Raises LedgerError."""
         return self.disk.state.removed
 
+    @property
+    def unprotected_runs(self) -> int:
+        """How many runs without privacy were trained here: no epsilon bounds what their models tell."""
+        return self.disk.state.unprotected_runs
+
     def epsilon(self, delta: float, then: Event | None = None) -> float:
         """What all events come to at `delta`, with `then` after them where it is given. Raises AccountingError."""
         return self._cache.epsilon(self.head.mac, self.disk.state.spent, delta, then)
@@ -120,10 +126,20 @@ class Ledger:
             )
             return self.disk.append(Reserved(**self.disk.stamp(), charge=charged))
 
-    def _refuse(self, event: Event) -> None:
-        state = self.disk.state
-        if state.moved:
+    def note_unprotected(self, run_id: str, plan_digest: str) -> None:
+        """Notes, once for a run, that a plan without privacy is trained. Raises LedgerError, OSError."""
+        with self.lock():
+            self._refuse_moved()
+            if (run_id, plan_digest) not in self.disk.state.unprotected:
+                self.disk.append(Unprotected(**self.disk.stamp(), run_id=run_id, plan_digest=plan_digest))
+
+    def _refuse_moved(self) -> None:
+        if self.disk.state.moved:
             raise LedgerError("it moved to another machine: this copy pays for nothing any more", self.head.count)
+
+    def _refuse(self, event: Event) -> None:
+        self._refuse_moved()
+        state = self.disk.state
         if state.events and state.events[0].unit != event.unit:
             raise LedgerError(
                 f"its unit is the {state.events[0].unit}, this round's is the {event.unit}: their epsilons do not add "

@@ -229,6 +229,7 @@ class LedgerDisk:
                 head=head.mac,
                 spent=state.spent,
                 removals=state.removal_records,
+                unprotected=state.unprotected_runs,
                 moved=state.moved,
             )
         )

@@ -119,6 +119,14 @@ class Answered(_Record):
     sha256: Sha256
 
 
+class Unprotected(_Record):
+    """A plan without privacy was trained, as the policy then allowed: no epsilon bounds what its model tells."""
+
+    kind: Literal["unprotected"] = "unprotected"
+    run_id: RunId
+    plan_digest: Sha256
+
+
 class TornBytes(Part):
     """Bytes of a line whose writing was cut; they stay in the file before the entry that vouches for them."""
 
@@ -165,6 +173,7 @@ class Restored(_Record):
     lost_head: Sha256 = Field(description="MAC of the last lost entry")
     charged: Events = Field(description="what the lost entries spent")
     lost_removals: int = Field(ge=0, description="removal records among them: whom they named is not known any more")
+    lost_unprotected: int = Field(default=0, ge=0, description="runs without privacy among them")
 
 
 class AnchorRenewed(_Record):
@@ -175,7 +184,17 @@ class AnchorRenewed(_Record):
 
 
 Record = Annotated[
-    Created | JobOpened | Reserved | Answered | Torn | Removed | MovedOut | MovedIn | Restored | AnchorRenewed,
+    Created
+    | JobOpened
+    | Reserved
+    | Answered
+    | Unprotected
+    | Torn
+    | Removed
+    | MovedOut
+    | MovedIn
+    | Restored
+    | AnchorRenewed,
     Field(discriminator="kind"),
 ]
 RECORD: TypeAdapter[Record] = TypeAdapter(Record)

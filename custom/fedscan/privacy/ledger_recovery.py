@@ -74,6 +74,7 @@ def _catch_up(disk: LedgerDisk) -> Settled:
             lost_head=anchor.head,
             charged=lost,
             lost_removals=max(0, anchor.removals - disk.state.removal_records),
+            lost_unprotected=max(0, anchor.unprotected - disk.state.unprotected_runs),
         )
     )
     return Settled.RESTORED

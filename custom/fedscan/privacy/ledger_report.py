@@ -19,6 +19,7 @@ from fedscan.privacy.ledger_records import (
     Reserved,
     Restored,
     Torn,
+    Unprotected,
     events_of,
     merged,
 )
@@ -137,12 +138,15 @@ def _incident(line: Line) -> str | None:
     record = line.record
     if isinstance(record, Torn):
         return "a line was torn by a power cut" + (", and charged as a round" if record.charged else "")
+    if isinstance(record, Unprotected):
+        return f"run {record.run_id[:12]} was trained without differential privacy: no epsilon bounds it"
     if isinstance(record, Removed):
         return "patients were taken out of the store"
     if isinstance(record, Restored):
         text = f"entries {record.lost_from} to {record.lost_to} were lost; their spend was restored from the anchor"
         again = f"; {record.lost_removals} removal records are among them: run those `store forget` again"
-        return text + (again if record.lost_removals else "")
+        plain = f"; {record.lost_unprotected} runs without differential privacy are among them"
+        return text + (again if record.lost_removals else "") + (plain if record.lost_unprotected else "")
     if isinstance(record, MovedOut):
         return "moved to another machine: this copy is retired"
     if isinstance(record, MovedIn):

@@ -17,6 +17,7 @@ from fedscan.privacy.ledger_records import (
     Removed,
     Reserved,
     Restored,
+    Unprotected,
     events_of,
     merged,
 )
@@ -34,10 +35,13 @@ class LedgerState:
         """The job that a torn line is charged to."""
         self.paid: dict[int, PaidFor] = {}
         self.moved = False
+        self.unprotected: set[tuple[str, str]] = set()
+        """Run id and plan digest of what was trained without privacy."""
         self._macs: dict[int, str] = {}
         self._lost: list[range] = []
         self._removals: list[Removed] = []
         self._lost_removals = 0
+        self._lost_unprotected = 0
         self._spent: tuple[int, tuple[Event, ...]] = (0, ())
 
     def take(self, line: Line) -> None:
@@ -54,6 +58,8 @@ class LedgerState:
             self.populations.name(record.charge.population, record.n)
         elif isinstance(record, Answered):
             self._answered(record)
+        elif isinstance(record, Unprotected):
+            self.unprotected.add((record.run_id, record.plan_digest))
         elif isinstance(record, Removed):
             self._removals.append(record)
             self.populations.name(record.old, record.n)
@@ -62,6 +68,7 @@ class LedgerState:
             self._lost.append(range(record.lost_from, record.lost_to))
             self._macs[record.lost_to] = record.lost_head
             self._lost_removals += record.lost_removals
+            self._lost_unprotected += record.lost_unprotected
         elif isinstance(record, MovedOut | MovedIn):
             self.moved = isinstance(record, MovedOut)
 
@@ -84,6 +91,11 @@ class LedgerState:
     def removal_records(self) -> int:
         """How many there are, lost ones included."""
         return len(self._removals) + self._lost_removals
+
+    @property
+    def unprotected_runs(self) -> int:
+        """How many there are, lost ones included."""
+        return len(self.unprotected) + self._lost_unprotected
 
     @property
     def removed(self) -> frozenset[str]:

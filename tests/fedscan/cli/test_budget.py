@@ -181,6 +181,16 @@ def test_incidents_are_told(site: Site) -> None:
     assert (report["jobs"][0]["rounds"], report["jobs"][0]["torn"], report["jobs"][0]["steps"]) == (1, 1, 20)
 
 
+def test_what_no_epsilon_bounds_is_said_beside_it(site: Site) -> None:
+    assert "no epsilon bounds" not in run("--site", site.path)
+    spend(site, 1)
+    site.open_ledger().note_unprotected("b" * 32, PLAN.digest)
+    assert "1 run without differential privacy was trained here: no epsilon bounds" in run("--site", site.path)
+    report = ask("--site", site.path)
+    assert report["unprotected_runs"] == 1
+    assert "without differential privacy" in report["incidents"][-1]
+
+
 def test_the_plot_is_a_picture(site: Site, tmp_path: Path) -> None:
     spend(site, 4)
     spend(site, 3, run_id="b" * 32)

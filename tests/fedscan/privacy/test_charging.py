@@ -23,6 +23,7 @@ from fedscan.privacy.charging import Refused
 from fedscan.privacy.event import round_event
 from fedscan.privacy.facts import AnswerFacts, Submitter, TensorForm
 from fedscan.privacy.ledger import Entry, Head
+from fedscan.privacy.ledger_report import incidents
 from fedscan.privacy.policy import Policy
 from fedscan.privacy.site_file import Site
 from fedscan.training.site_store import store_facts
@@ -313,9 +314,28 @@ def test_a_plan_without_dp_is_charged_nothing_where_policy_takes_it(
     assert job.admit() == ()
     with pytest.raises(AssertionError):
         job.charge()
-    assert site.open_ledger().events() == []
+    ledger = site.open_ledger()
+    assert ledger.events() == []
+    assert ledger.disk.state.unprotected == {(job.submission.run_id, job.plan.digest)}
     rewrite_policy(site, require_dp=True)
     assert "no differential privacy" in job.refusal()
+
+
+def test_a_policy_set_back_does_not_hide_that_a_plan_without_dp_was_trained(
+    make_site: Callable[..., Site], submission: Submission, submitter: Submitter
+) -> None:
+    """Else the ledger would go on to state an epsilon that bounds nobody. One note for a run, however many rounds."""
+    site = make_site(require_dp=False)
+    job = Job(site, Plan(rounds=3), submission, submitter)
+    assert job.admit() == ()
+    lines = len(site.open_ledger().lines)
+    for number in range(3):
+        with pytest.raises(AssertionError):
+            job.charge(number)
+    rewrite_policy(site, require_dp=True)
+    ledger = site.open_ledger()
+    assert len(ledger.lines) == lines + 1
+    assert "without differential privacy" in incidents(ledger.lines)[-1]
 
 
 FORM = {"w": (2, 3)}
