@@ -341,6 +341,19 @@ def test_a_lost_anchor_is_renewed_only_for_a_ledger_that_is_new_enough(hospital:
     assert "anchor was edited" in command(*renew, "--head", head_text(recorded), code=1)
 
 
+def test_a_ledger_cut_to_its_first_entry_gets_no_anchor_as_if_nothing_was_spent(hospital: Hospital) -> None:
+    """No server need be asked for a ledger without a charge; whom it charged for lies beside it still."""
+    whole = hospital.site.file.ledger.read_bytes()
+    hospital.site.file.ledger.write_bytes(whole.splitlines(keepends=True)[0])
+    hospital.anchor.unlink()
+    renew = ("site", "renew-anchor", "--site", hospital.folder)
+    said = command(*renew, code=1).replace("\n", " ")
+    assert "knew patients whom it does not name" in said
+    head = json.loads(whole.splitlines()[0])["mac"]
+    assert "knew patients whom it does not name" in command(*renew, "--head", f"1:{head}", code=1).replace("\n", " ")
+    assert not hospital.anchor.exists()
+
+
 def test_a_torn_line_beside_a_lost_anchor_is_charged(hospital: Hospital) -> None:
     head = hospital.ledger.head
     with hospital.site.file.ledger.open("ab") as file:

@@ -157,9 +157,18 @@ def renew_anchor(path: Path, key: bytes, anchor: Path, recorded: Head | None, re
     with disk.unanchored() as tail:
         if recorded is None and disk.state.events:
             raise LedgerError("rounds were charged: ask the server for the newest head of this site, COUNT:MAC")
+        if _unnamed_populations(disk):
+            raise LedgerError("it knew patients whom it does not name: it is an older copy, bring back the newest")
         for head in (recorded, received):
             if head is not None and not disk.state.contains(head):
                 raise LedgerError("a server recorded it, and this ledger lacks it: it is an older copy", head.count)
         if tail:
             disk.repair(tail)
         return disk.append(AnchorRenewed(**disk.stamp(), known_count=0 if recorded is None else recorded.count))
+
+
+def _unnamed_populations(disk: LedgerDisk) -> bool:
+    """Whether patients lie beside the ledger whom an entry was about that it lacks. A restoration may leave some."""
+    if any(isinstance(line.record, Restored) for line in disk.chain.lines):
+        return False
+    return any(path.stem not in disk.state.populations for path in disk.populations_folder.glob("*.json"))

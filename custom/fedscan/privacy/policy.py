@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -9,6 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from fedscan.plan_form import Float, Part, as_tuple
 
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 AllowedAnswer = Literal["update"]
 """What a plan under DP may send back. A privatised loss is not built: `update` is the one legal value."""
 
@@ -55,7 +57,9 @@ class Policy(Part):
 
     def allows(self, name: str, fingerprint: str) -> bool:
         """Whether a submitter may submit, by the certificate's name or SHA-256 fingerprint."""
-        return self.allowed_submitters == "any" or bool({name, fingerprint} & set(self.allowed_submitters))
+        if self.allowed_submitters == "any" or fingerprint in self.allowed_submitters:
+            return True
+        return name in self.allowed_submitters and not _FINGERPRINT.fullmatch(name)
 
 
 @dataclass(frozen=True)

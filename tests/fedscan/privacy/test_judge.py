@@ -394,6 +394,13 @@ def test_a_submitter_is_known_by_name_or_fingerprint() -> None:
     assert ask(case) == ()
 
 
+def test_a_name_is_not_taken_for_the_fingerprint_that_it_looks_like() -> None:
+    case = good("deploy")
+    policy(allowed_submitters=(ME.fingerprint,))(case)
+    case["submitter"] = Submitter(ME.fingerprint, "9" * 64)
+    assert [reason[:10] for reason in ask(case)] == ["submitter:"]
+
+
 def test_a_policy_that_does_not_demand_dp_takes_a_plan_without() -> None:
     for phase in MUTATIONS:
         case = good(phase)
