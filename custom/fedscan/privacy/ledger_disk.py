@@ -58,18 +58,21 @@ class LedgerDisk:
 
     def create(self, identity: str) -> None:
         """The first entry. Raises LedgerError where an earlier ledger left anything, OSError."""
+        with self._exclusively():
+            self._refuse_earlier()
+            line = self.chain.append(Created(**self.stamp(), ledger=identity))
+            self.state.take(self.chain.lines[-1])
+            self.write_anchor()
+            write_whole(self.path, line, mode=0o600)
+        self._forget()
+
+    def _refuse_earlier(self) -> None:
         left = {"a ledger": self.path, "the patients": self.populations_folder}
         if self.anchor.exists and self.anchor.read().count > 1:  # 1: creation was cut before anything was spent
             left["the anchor"] = self.anchor.path
         for what, place in left.items():
             if os.path.lexists(place):
                 raise LedgerError(f"{what} of an earlier one lies at {place}: what was spent stays spent")
-        with self._exclusively():
-            line = self.chain.append(Created(**self.stamp(), ledger=identity))
-            self.state.take(self.chain.lines[-1])
-            self.write_anchor()
-            write_whole(self.path, line, mode=0o600)
-        self._forget()
 
     @contextmanager
     def locked(self) -> Iterator[None]:

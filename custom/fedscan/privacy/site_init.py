@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -15,9 +16,9 @@ from pydantic import ValidationError
 from ctslices.files import sync_folder, write_whole
 from fedscan.privacy.ledger import Ledger, LedgerError
 from fedscan.privacy.limits import Limits
-from fedscan.privacy.own_files import KEY_BYTES, OwnFileError, read_key
+from fedscan.privacy.own_files import KEY_BYTES, OwnFileError, read_bounded, read_key
 from fedscan.privacy.policy import Policy, Unreadable, complaints
-from fedscan.privacy.site_file import SITE_JSON, Site, SiteError, SiteFile, anchor_warning
+from fedscan.privacy.site_file import SITE_JSON, Site, SiteError, SiteFile, anchor_warning, load_policy
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,14 @@ def init(
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(home, 0o700)
     file = _site_file(name, store, home, anchor, limits)
+    warnings = _other_ledger(file)
     key = _key(file.key)
     _ledger(file, key)
+    _note_ledger(file)
     if not os.path.lexists(file.policy):
         _write_json(file.policy, (policy or Policy(policy_version=1)).model_dump(mode="json"))
+    elif policy is not None and load_policy(file.policy) != policy:
+        warnings += ("policy: the one that is there was kept as it is",)
     file.state.mkdir(mode=0o700, exist_ok=True)
     _write_json(site_json, _relative(file.model_dump(mode="json"), site_json.absolute().parent))
     try:
@@ -79,7 +84,7 @@ def init(
     except SiteError:
         site_json.unlink()
         raise
-    return Made(site, _warnings(site))
+    return Made(site, warnings + _warnings(site))
 
 
 def _site_file(name: str, store: Path, home: Path, anchor: Path | None, limits: Limits | None) -> SiteFile:
@@ -116,6 +121,41 @@ def _key(path: Path) -> bytes:
         return read_key(path, "the site's key")
     except OwnFileError as error:
         raise SiteError(str(error)) from None
+
+
+def _other_ledger(file: SiteFile) -> tuple[str, ...]:
+    """Of two ledgers for one store each would give its patients the whole budget. Raises SiteError before the second
+    is made; where the first is gone, that is a warning."""
+    try:
+        known = read_bounded(_ledger_note(file), "STORE.ledger").decode().strip() if _noted(file) else ""
+    except (OwnFileError, ValueError) as error:
+        raise SiteError(f"which ledger charges for this store is not known: {error}") from None
+    if known in ("", str(file.ledger.resolve())):
+        return ()
+    if not os.path.lexists(known):
+        return (f"another ledger charged for this store before, and is gone: {known}: what was spent stays spent",)
+    if os.path.lexists(file.ledger):
+        return (f"another ledger charges for this store: {known}",)
+    raise SiteError(
+        f"another ledger charges for this store already: {known}: a second one would be a second budget for the same "
+        "patients; to use that one, name its folder with --private"
+    )
+
+
+def _note_ledger(file: SiteFile) -> None:
+    """STORE.ledger beside the store: the place of its ledger. Where that cannot be written, the store may not be there
+    yet, or is another's: it is a guard against mistakes."""
+    with contextlib.suppress(OSError):
+        write_whole(_ledger_note(file), f"{file.ledger.resolve()}\n".encode(), mode=0o600)
+
+
+def _noted(file: SiteFile) -> bool:
+    return os.path.lexists(_ledger_note(file))
+
+
+def _ledger_note(file: SiteFile) -> Path:
+    store = file.store.resolve()
+    return store.with_name(f"{store.name}.ledger")
 
 
 def _ledger(file: SiteFile, key: bytes) -> None:

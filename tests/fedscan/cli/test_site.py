@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def test_nothing_is_overwritten_and_a_ledger_keeps_what_it_spent(command: Comman
     site.path.unlink()
     code, output = make(command, tmp_path, "--set", "max_epsilon=2")
     assert code == 0, output
+    assert "the one that is there was kept as it is" in output.replace("\n", " ")
     assert (site.file.key.read_bytes(), site.file.ledger.read_bytes()) == (key, ledger)
     assert site.policy() == Policy(policy_version=1)
 
@@ -69,6 +71,28 @@ def test_a_ledger_that_was_taken_away_is_not_made_anew(command: Command, tmp_pat
     assert code == 1
     assert "what was spent stays spent" in output
     assert not site.path.exists()
+
+
+def test_a_second_ledger_for_a_store_is_not_made(command: Command, tmp_path: Path) -> None:
+    """A second federation's kit: with a ledger of its own each patient would have the budget twice."""
+    (tmp_path / "store").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    (tmp_path / "kit" / "local").mkdir(parents=True)
+    assert make(command, tmp_path)[0] == 0
+    ledger = Site.open(tmp_path / "site").file.ledger
+    again = ("site", "init", tmp_path / "kit", "--name", "b", "--store")
+    for store in ("store", "link"):
+        code, output = command(*again, tmp_path / store)
+        assert code == 1
+        assert f"charges for this store already: {ledger}" in output.replace("\n", " ")
+        assert not (tmp_path / "kit.private" / "ledger.jsonl").exists()
+    code, output = command(*again, tmp_path / "store", "--private", tmp_path / "site")  # as the refusal says
+    assert code == 0, output
+    assert Site.open(tmp_path / "kit").file.ledger == ledger
+    shutil.move(tmp_path / "site", tmp_path / "elsewhere")
+    code, output = command("site", "init", tmp_path / "third", "--name", "c", "--store", tmp_path / "store")
+    assert code == 0, output
+    assert f"charged for this store before, and is gone: {ledger}" in output.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from fedscan.privacy import ledger_disk
 from fedscan.privacy.event import Event
@@ -258,6 +259,31 @@ def test_create_never_begins_a_new_budget_over_an_old_ledger(place) -> None:
             left.unlink()
     with pytest.raises(LedgerError, match="what was spent stays spent"):  # only the patients are left
         Ledger.create(*place)
+
+
+def test_of_two_who_create_at_once_the_second_does_not_begin_anew(place, tmp_path: Path) -> None:
+    path, key, anchor = place
+    (tmp_path / "first").mkdir()
+    Ledger.create(tmp_path / "first" / "ledger.jsonl", key, tmp_path / "first" / "anchor").reserve(charge())
+    said: list[str] = []
+
+    def second() -> None:
+        try:
+            Ledger.create(*place)
+        except LedgerError as error:
+            said.append(str(error))
+
+    waiting = threading.Thread(target=second)
+    with FileLock(ledger_disk.beside(path, "lock"), mode=0o600):
+        waiting.start()
+        time.sleep(0.3)
+        os.rename(tmp_path / "first" / "anchor", anchor)
+        os.rename(tmp_path / "first" / "ledger.jsonl.populations", ledger_disk.beside(path, "populations"))
+        os.rename(tmp_path / "first" / "ledger.jsonl", path)
+    waiting.join()
+    assert len(said) == 1
+    assert "what was spent stays spent" in said[0]
+    assert Ledger.open(*place).events() == [EVENT]
 
 
 def test_create_is_refused_where_the_anchor_alone_is_left(place) -> None:
