@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterator
@@ -20,12 +21,13 @@ from fedscan.privacy.ledger import Entry, Head
 from fedscan.privacy.ledger_witness import RECEIVED_HEAD
 from fedscan.privacy.site_file import Site
 from fedscan.training import tensor_file
-from fedscan.training.trainer_client import TrainerDied
+from fedscan.training.trainer_client import TrainerAborted, TrainerDied
 from fedscan.training.weights import Weights, check_update, public_weight
 
 MARGIN_S = 0.5
 """Before the answer's time: what noting and keeping an answer may take, and ending a child that was too slow."""
 LOCK_WAIT_S = 10.0
+LOOK_EVERY_S = 0.2
 
 
 class PaidTraining(SiteTraining):
@@ -33,9 +35,13 @@ class PaidTraining(SiteTraining):
     answer that is kept whole."""
 
     def train_until(
-        self, task: Task, weights: Weights, abort: Callable[[], bool], due: float
+        self, task: Task, weights: Weights, abort: Callable[[], bool], due: float, note_at: float = 0.0
     ) -> tuple[PrivateAnswer, Weights]:
         """One round; the answer is ready before `due` (time.monotonic), its time to leave.
+
+        What was trained becomes the round's answer at `note_at` (also time.monotonic), however soon it was ready, and
+        the run's folder is locked until then: by an abort, another task, or the word that the run is complete, a server
+        would else learn how long training took, and so how many patients were drawn.
 
         Raises RefusedError, charging.Refused, LedgerError, SiteError, OSError and what Trainer.train_private raises:
         whatever it is, the server may learn one constant.
@@ -44,17 +50,22 @@ class PaidTraining(SiteTraining):
         self._check(task, weights)
         site = self.site_now()
         with self._alone():
-            kept = self._kept(task, site) or self._train_and_keep(task, weights, site, abort, due)
+            kept = self._kept(task, site) or self._train_and_keep(task, weights, site, abort, due, note_at)
             size = (self.folder / kept_answer.NAME).stat().st_size
         _in_time(due)
         self.wall.tensors("out", task.round_number, shapes(kept.update), size)
         return kept.answer, kept.update
 
+    def complete(self) -> None:
+        """Forgets the kept answer, unless a task is being worked on: there is none yet then, whatever lies there."""
+        with contextlib.suppress(RefusedError), self._alone(wait_s=0.0):
+            super().complete()
+
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self, wait_s: float | None = None) -> Iterator[None]:
         """A job process that is about to end may still hold the run's folder when the run is resumed."""
         try:
-            with FileLock(self.folder / ".lock", timeout=LOCK_WAIT_S, mode=0o600):
+            with FileLock(self.folder / ".lock", timeout=LOCK_WAIT_S if wait_s is None else wait_s, mode=0o600):
                 yield
         except Timeout:
             raise RefusedError("another job process of this run is at work here") from None
@@ -76,7 +87,9 @@ class PaidTraining(SiteTraining):
         paid = ledger.paid_for(kept.entry)
         return kept if paid is not None and paid.answer_sha256 == kept.sha256 else None
 
-    def _train_and_keep(self, task: Task, weights: Weights, site: Site, abort: Callable[[], bool], due: float) -> Kept:
+    def _train_and_keep(
+        self, task: Task, weights: Weights, site: Site, abort: Callable[[], bool], due: float, note_at: float
+    ) -> Kept:
         received, trained = self.folder / "received.safetensors", self.folder / "trained.safetensors"
         trained.unlink(missing_ok=True)
         tensor_file.drop_leftovers(self.folder, received.name)
@@ -93,6 +106,8 @@ class PaidTraining(SiteTraining):
             raise RefusedError("; ".join(reasons))
         kept = Kept(self._answer(task, entry), entry.number, update)
         kept_answer.keep(self.folder, kept, self.submission.expires)
+        if not wait_until(note_at, abort):
+            raise TrainerAborted("the round was aborted before its answer was noted")
         ledger = site.open_ledger()
         with ledger.lock():
             ledger.note_answer(entry.number, kept.sha256)
@@ -146,6 +161,15 @@ class PaidTraining(SiteTraining):
         return hashlib.sha256((self.setup.store / MANIFEST).read_bytes()).hexdigest()
 
     _trained_on = ""
+
+
+def wait_until(moment: float, abort: Callable[[], bool]) -> bool:
+    """Waits until `moment` (time.monotonic); False when aborted before."""
+    while (left := moment - time.monotonic()) > 0.0:
+        if abort():
+            return False
+        time.sleep(min(LOOK_EVERY_S, left))
+    return True
 
 
 def note_received_head(state: Path, task: Task) -> None:

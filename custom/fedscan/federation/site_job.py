@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from nvflare.apis.fl_constant import ReturnCode
 from fedscan.federation import kept_answer, refusals
 from fedscan.federation.answer_form import form_of
 from fedscan.federation.messages import REFUSED_BY_POLICY, Answer, MessageError, PrivateAnswer, parse_task
-from fedscan.federation.paid_round import PaidTraining, note_received_head
+from fedscan.federation.paid_round import MARGIN_S, PaidTraining, note_received_head, wait_until
 from fedscan.federation.places import CLIENT_CONFIG, PlacesError, plan_and_submission, site_places
 from fedscan.federation.site_round import RefusedError, SiteTraining
 from fedscan.federation.site_setup import SiteSetup
@@ -25,8 +24,6 @@ from fedscan.privacy.site_file import SiteError
 from fedscan.privacy_plan import PrivacyPlan
 from fedscan.training.trainer_client import TrainerAborted, TrainerDied, TrainerError, TrainerRefused
 from fedscan.training.weights import Weights
-
-LOOK_EVERY_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class SiteJob:
 
     def complete(self) -> None:
         """The server said that the run is complete: its last answer is not asked for again."""
-        kept_answer.drop(self.training.folder)
+        self.training.complete()
 
     def answer(self, record: object, weights: Weights, abort: Callable[[], bool], came: float) -> Ready | str:
         """What to answer to a task that came at `came` (time.monotonic): an answer, or a return code.
@@ -110,13 +107,13 @@ class SiteJob:
         try:
             task = parse_task(record)
             note_received_head(self.setup.state, task)
-            result = Ready(*training.train_until(task, weights, abort, due))
+            result = Ready(*training.train_until(task, weights, abort, due, note_at=due - MARGIN_S))
         except TrainerAborted:
             return str(ReturnCode.TASK_ABORTED)
         except Exception as error:  # noqa: BLE001 - whatever it is, the server learns one constant at the public time
             self.note(error.reasons if isinstance(error, Refused) else (reason_of(error),))
             result = REFUSED_BY_POLICY
-        return result if _wait(due, abort) else str(ReturnCode.TASK_ABORTED)
+        return result if wait_until(due, abort) else str(ReturnCode.TASK_ABORTED)
 
     def note(self, reasons: tuple[str, ...]) -> None:
         """Keeps the reasons of a refusal at the site; a full disk must not make of it another answer."""
@@ -135,19 +132,10 @@ def refuse_at_its_time(config: Path | None, abort: Callable[[], bool], came: flo
         return REFUSED_BY_POLICY
     if plan.privacy is None:
         return str(ReturnCode.EXECUTION_EXCEPTION)
-    return REFUSED_BY_POLICY if _wait(came + plan.privacy.answer_after_s, abort) else str(ReturnCode.TASK_ABORTED)
+    return REFUSED_BY_POLICY if wait_until(came + plan.privacy.answer_after_s, abort) else str(ReturnCode.TASK_ABORTED)
 
 
 def reason_of(error: Exception) -> str:
     """Our own errors are written to be shown at the site; others may quote data, so only their kind is."""
     own = (PlacesError, SiteError, LedgerError, RefusedError, MessageError, TrainerDied, TrainerError)
     return str(error) if isinstance(error, own) else type(error).__name__
-
-
-def _wait(due: float, abort: Callable[[], bool]) -> bool:
-    """Until `due`; False when aborted before."""
-    while (left := due - time.monotonic()) > 0.0:
-        if abort():
-            return False
-        time.sleep(min(LOOK_EVERY_S, left))
-    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from fedscan.federation import kept_answer
 from fedscan.federation.messages import Answer, Task
 from fedscan.federation.site_setup import SiteSetup
 from fedscan.federation.wall import WallLog
@@ -130,6 +131,10 @@ class SiteTraining:
             values=trained.values,
             field_mm=trained.field_mm,
         )
+
+    def complete(self) -> None:
+        """The server said that the run is complete: its last answer is not asked for again."""
+        kept_answer.drop(self.folder)
 
     def stop(self) -> None:
         """Ends the child and writes the message totals."""
