@@ -66,8 +66,10 @@ def budget(
         fail(f"{error.strerror} ({error.filename})")
     if as_json:
         print_json(report)
-    else:
-        _print(report)
+        return
+    _print(report)
+    if plot is not None:
+        typer.echo(f"drawn: {plot}")
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,8 @@ def _plot(facts: _Facts, path: Path) -> None:
     from fedscan.cli.budget_plot import png
     from fedscan.privacy.ledger_report import history
 
+    if not path.absolute().parent.is_dir():
+        fail(f"--plot: there is no folder {path.absolute().parent}")
     limit = facts.policy.max_epsilon if facts.policy and facts.policy.max_delta == facts.delta else None
     write_whole(path, png(history(facts.ledger.lines, facts.delta), facts.delta, limit, facts.site))
 
@@ -214,9 +218,8 @@ def _print(report: Mapping[str, Any]) -> None:
         heard = (
             "no head came from a server yet" if server is None else f"the server's last head is entry {server} of it"
         )
-        typer.echo(
-            f"verified: {verified['entries']} entries, {verified['populations']} sets of patients behind them; {heard}"
-        )
+        sets = "1 set" if verified["populations"] == 1 else f"{verified['populations']} sets"
+        typer.echo(f"verified: {verified['entries']} entries, {sets} of patients behind them; {heard}")
 
 
 def _row(job: Mapping[str, Any]) -> tuple[object, ...]:

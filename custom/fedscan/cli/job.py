@@ -49,10 +49,11 @@ def new(
         ),
     ] = None,
     sites: Annotated[
-        str | None, typer.Option("--sites", metavar="A,B,C", help="Names of the sites; `job run` names them otherwise.")
+        list[str] | None,
+        typer.Option("--sites", metavar="A,B,C", help="Names of the sites; `job run` names them otherwise."),
     ] = None,
     patients: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--patients",
             metavar="A=500,B=300",
@@ -100,7 +101,9 @@ def check(
     init: Init = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say all that is wrong with a job, at once, before anything runs. With --site, its stores are checked too.
+    """Say all that is wrong with a job, at once, before anything runs.
+
+    With --site the sites' stores are checked too, and each site.json is asked what its policy has against the job.
 
     Example: `fedscan job check my-job --site a=A/site.json --site b=B/site.json`
     """
@@ -108,6 +111,7 @@ def check(
 
     sources = run_sites.read(_sites(site))
     findings = [*sources.errors, *job_check.check(job, sources.stores, init)]
+    findings += _refusals(job, sources.site_files, findings)
     errors = [f for f in findings if f.level == "error"]
     if as_json:
         print_json({"ok": not errors, "findings": [f.as_dict() for f in findings]})
@@ -210,11 +214,27 @@ def fields(
         print_table("plan", plan_fields.COLUMNS, list(plan_fields.rows()), whole=("field",))
 
 
-def _names(sites: str | None) -> list[str]:
-    return [name.strip() for name in sites.split(",") if name.strip()] if sites else []
+def _refusals(job: Path, site_files: dict[str, Path], known: list[Finding]) -> list[Finding]:
+    """Of sites that nothing was found against yet: a store that cannot be read, say, would be told of twice."""
+    from fedscan.cli import policy
+    from fedscan.federation import job_folder
+    from fedscan.federation.findings import JobError
+
+    faulty = {finding.where for finding in known if finding.level == "error"}
+    asked = {name: path for name, path in site_files.items() if not {f"--site {name}", f"site {name}"} & faulty}
+    try:
+        job_folder.read_plan(job)
+    except JobError:
+        return []
+    return policy.refusals(job, asked)
 
 
-def _sizes(patients: str | None) -> dict[str, int]:
+def _names(said: list[str] | None) -> list[str]:
+    """A list with commas, over one option or several of them."""
+    return [name.strip() for item in said or [] for name in item.split(",") if name.strip()]
+
+
+def _sizes(patients: list[str] | None) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for item in _names(patients):
         name, _, size = item.partition("=")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ from fedscan.cli.output import fail, print_json, print_table
 from fedscan.cli.site import AsJson
 
 if TYPE_CHECKING:
+    from fedscan.federation.findings import Finding
     from fedscan.plan import Plan
     from fedscan.privacy.forecast import Forecast
     from fedscan.privacy.outlook import Outlook
@@ -69,6 +71,18 @@ def check(
         raise typer.Exit(1)
 
 
+def refusals(job: Path, site_files: Mapping[str, Path]) -> list[Finding]:
+    """What these sites (name to site.json) would say against a job whose plan can be read, as findings."""
+    from fedscan.federation.findings import Finding
+    from fedscan.privacy.site_file import Site
+
+    return [
+        Finding("error", f"--site {name}", f"this site would refuse the job: {reason}")
+        for name, path in sorted(site_files.items())
+        for reason in _ask(job, Site.open(path), None).reasons
+    ]
+
+
 def _open(said: str) -> Site:
     from fedscan.privacy.site_file import Site, SiteError
 
@@ -119,10 +133,12 @@ def _some_submitter(policy: Policy | Unreadable) -> str:
 
 
 def _plan(job: Path) -> Plan | Unreadable:
-    from fedscan.federation import job_folder
+    from fedscan.federation import job_check, job_folder
     from fedscan.federation.findings import JobError
     from fedscan.privacy.policy import Unreadable
 
+    if other := job_check.no_job(job):
+        return Unreadable((f"{other.where}: {other.text}",))
     try:
         return job_folder.read_plan(job)
     except JobError as error:

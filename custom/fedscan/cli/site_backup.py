@@ -132,7 +132,7 @@ def restore(
     from fedscan.privacy.ledger_recovery import Settled, settle
     from fedscan.privacy.ledger_report import incidents
     from fedscan.privacy.own_files import read_key
-    from fedscan.privacy.site_file import SITE_JSON
+    from fedscan.privacy.site_file import SITE_JSON, Site
     from fedscan.privacy.site_init import init
 
     with _told():
@@ -145,6 +145,8 @@ def restore(
         if not (into / SITE_JSON).exists():
             made = init(into, name=contents.site, store=places.store, anchor=anchor, limits=contents.limits)
             warnings += made.warnings
+        elif store is not None and (kept := Site.open(into).store).resolve() != store.resolve():
+            warnings += (f"site.json was kept, and names the store {kept}: correct `store` in it",)
     if as_json:
         print_json({"site": str(into / SITE_JSON), "ledger": settled.name.lower(), "warnings": list(warnings)})
         return

@@ -22,8 +22,8 @@ _VARIABLE = re.compile(r"\{[A-Za-z_][A-Za-z0-9_]*\}")
 def check(job: Path, stores: Mapping[str, Path] | None = None, init: Path | None = None) -> list[Finding]:
     """Every finding about the job folder, its plan, and (where given) the sites' stores and the init model."""
     stores = stores or {}
-    if no_job := _no_job(job):
-        return [no_job]
+    if other := no_job(job):
+        return [other]
     found = list(_files(job))
     configs: dict[Path, dict[str, Any]] = {}
     for relative in (Path(META), CLIENT_PATH, SERVER_PATH):
@@ -60,7 +60,7 @@ def _load(path: Path) -> dict[str, Any]:
     return data
 
 
-def _no_job(job: Path) -> Finding | None:
+def no_job(job: Path) -> Finding | None:
     """Another thing than a job: one finding then, since what a job's files lack would hide it."""
     if not job.is_dir():
         return Finding("error", str(job), "is no folder that is there: make a job with `fedscan job new`")

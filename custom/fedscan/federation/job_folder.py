@@ -131,6 +131,8 @@ def validation_findings(error: ValidationError, where: str, root: str) -> list[F
             shown = ""
         elif item["type"] == "tuple_type":
             text = """must be a JSON list, such as --set 'model.classes=["a","b"]'"""
+        elif item["loc"] == ("plan_version",) and item["type"] == "literal_error":
+            text = "it is of another version of fedscan: make the job anew with `fedscan job new`"
         found.append(Finding("error", where, f"{field}: {text}{shown}"))
     return found
 

@@ -84,7 +84,8 @@ def _average(plan: Plan, privacy: PrivacyPlan) -> Iterator[Finding]:
     declared = average_noise_per_patient(plan.model_copy(update={"weighting": "declared"}))
     better = f"; with weighting=declared it would be {declared:.3g}" if declared < 0.9 * nu else ""
     whole = sum(sampling.declared_patients for sampling in privacy.sites.values())
-    yield from _expectation("average of the sites", nu, whole, after=better)
+    together = "" if outlook(nu, whole).patients_for_next is None else " at all sites together"
+    yield from _expectation("average of the sites", nu, whole, after=together + better)
 
 
 def _site(plan: Plan, privacy: PrivacyPlan, site: str) -> Iterator[Finding]:

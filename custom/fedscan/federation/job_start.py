@@ -49,8 +49,9 @@ def _fits(source: Path, plan: Plan, stores: Mapping[str, Path]) -> Iterator[Find
         yield Finding("error", str(source), f"is no model of ours: {error}")
         return
     cure = "make a public start for this plan with `fedscan warm-start`"
-    for reason in check_update(model.weights, shapes_of(plan.model)):
-        yield Finding("error", str(source), f"does not fit the plan's network: {reason}; {cure}")
+    if reasons := check_update(model.weights, shapes_of(plan.model)):
+        more = f" (and {len(reasons) - 1} more such differences)" if len(reasons) > 1 else ""
+        yield Finding("error", str(source), f"does not fit the plan's network: {reasons[0]}{more}; {cure}")
     if model.plan.window != plan.window:
         text = f"was trained in window {model.plan.window!r}, the plan's is {plan.window!r}; {cure}"
         yield Finding("warning", str(source), text)

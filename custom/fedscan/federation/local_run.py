@@ -25,6 +25,7 @@ from fedscan.training import checkpoints
 
 RUN_FILE = "run.json"
 END_GRACE_S = 20.0
+_SILENT_HINT = "; why a site gave none stands in rounds.jsonl or, under a policy, in refusals.jsonl of its state folder"
 _REFUSED_HINT = "; a site that refused it noted why in refusals.jsonl of its state folder (see `fedscan policy check`)"
 _BEFORE_THE_START = {".lock", ".job.partial", "job", "shelf", RUN_FILE + ".partial"}
 
@@ -258,7 +259,7 @@ def _watch(
             processes.wait_for_jobs(out, END_GRACE_S)
             return
         if stopped := [record for record in new if record.event == "stopped"]:
-            raise RunError(_advice(out, f"the run stopped: {stopped[-1].reason}"))
+            raise RunError(_advice(out, f"the run stopped: {stopped[-1].reason}{_SILENT_HINT}"))
         if ended.startswith("FINISHED"):
             raise RunError(_advice(out, f"NVFlare ended the job as {ended}{_REFUSED_HINT}"))
         check()

@@ -46,7 +46,10 @@ class AnchorFile:
         try:
             data = read_bounded(self.path, "the ledger's anchor", _MAX_BYTES)
         except OwnFileError as error:
-            raise LedgerError(f"{error}. Without its anchor an older ledger would not be noticed") from None
+            raise LedgerError(
+                f"{error}. Without its anchor an older ledger would not be noticed: bring it back, or see "
+                "`fedscan site renew-anchor --help`"
+            ) from None
         opened = unseal(self._key, data)
         if opened is None:
             raise LedgerError(f"its anchor was edited, or belongs to another key: bring it back ({self.path})")

@@ -127,8 +127,8 @@ class LedgerDisk:
             file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise LedgerError(
-                f"it cannot be opened: {error.strerror} ({self.path}): bring it back, or make a site's first one with "
-                "`fedscan site init`"
+                f"it cannot be opened: {error.strerror} ({self.path}): bring it back from a package with `fedscan site "
+                "restore` (docs/site.md), or make a site's first one with `fedscan site init`"
             ) from None
         about = os.fstat(file)
         if stat.S_ISREG(about.st_mode) and not about.st_mode & 0o077 and about.st_uid == os.geteuid():

@@ -53,8 +53,7 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
     except OwnFileError:
         raise
     except (ValueError, RecursionError) as error:
-        said = f" ({error})" if isinstance(error, _TwiceError) else ""
-        raise OwnFileError(f"{what} is no JSON of one meaning{said}: {path}") from None
+        raise OwnFileError(f"{what} is no proper JSON{_where(error)}: {path}") from None
     if not isinstance(data, dict):
         raise OwnFileError(f"{what} must hold a JSON object ({path})")
     return data
@@ -62,6 +61,13 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
 
 class _TwiceError(ValueError):
     pass
+
+
+def _where(error: Exception) -> str:
+    """What to look for, without a word of the file's content."""
+    if isinstance(error, _TwiceError):
+        return f" ({error})"
+    return f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def init(
     kit = (folder / "local").is_dir()
     site_json = folder / "local" / SITE_JSON if kit else folder / SITE_JSON
     if os.path.lexists(site_json):
-        raise SiteError(f"{site_json} is there already: nothing was changed")
+        raise SiteError(f"{site_json} is there already: nothing was changed; to change the site, edit that file")
     home = (private or folder.with_name(folder.name + ".private") if kit else private or folder).absolute()
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(home, 0o700)
@@ -183,5 +183,8 @@ def _warnings(site: Site) -> tuple[str, ...]:
     elif not policy.require_dp:
         found.append("the policy takes plans without differential privacy: what they train on is not bounded by it")
     if not (site.store / "manifest.json").is_file():
-        found.append("the store is not there yet: make it with `fedscan prepare`")
+        found.append(
+            f"the store is not there yet ({site.store}): make it with `fedscan prepare`, or correct `store` in "
+            "site.json"
+        )
     return tuple(found)

@@ -194,12 +194,12 @@ def test_what_no_epsilon_bounds_is_said_beside_it(site: Site) -> None:
 def test_the_plot_is_a_picture(site: Site, tmp_path: Path) -> None:
     spend(site, 4)
     spend(site, 3, run_id="b" * 32)
-    run("--site", site.path, "--plot", tmp_path / "p.png")
+    assert "drawn: " in run("--site", site.path, "--plot", tmp_path / "p.png")
     picture = Image.open(io.BytesIO((tmp_path / "p.png").read_bytes()))
     assert picture.format == "PNG"
     assert picture.size == (1080, 540)
     assert len(picture.convert("RGB").getcolors(10**6) or []) > 20
-    assert "No such file" in run("--site", site.path, "--plot", tmp_path / "no" / "p.png", code=1)
+    assert "there is no folder" in run("--site", site.path, "--plot", tmp_path / "no" / "p.png", code=1)
 
 
 def test_nothing_of_a_patient_is_printed(site: Site) -> None:

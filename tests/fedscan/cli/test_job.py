@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from ctslices.store import write_store
 from fedscan.cli.job import app
+from fedscan.federation.job_folder import read_plan
 
 
 def _run(*arguments: object) -> tuple[int, str]:
@@ -43,3 +44,13 @@ def test_fields_keep_their_names_in_one_piece_however_narrow() -> None:
     code, output = _run("fields")
     assert code == 0
     assert "model.unet.attention_levels" in output
+
+
+def test_sizes_may_come_in_several_options(repository: Path, tmp_path: Path) -> None:
+    template = repository / "jobs" / "ct_fedavg_dp"
+    code, output = _run("new", template, tmp_path / "j", "--patients", "a=200", "--patients", "b=300,c=400")
+    assert code == 0, output
+    assert set(read_plan(tmp_path / "j").privacy.sites) == {"a", "b", "c"}
+    code, output = _run("new", template, tmp_path / "k", "--patients", "a=200", "--patients", "a=300")
+    assert code == 1
+    assert "names 'a' twice" in output

@@ -153,3 +153,26 @@ def test_site_check_says_all_that_is_wrong(command: Command, site: Site) -> None
     (site.state / "received_head.json").write_text("{}")
     found = json.loads(command("site", "check", "--site", site.path, "--json")[1])
     assert [one["level"] for one in found["findings"]] == ["error"] * 4 + ["warning"]
+
+
+def test_job_check_says_what_a_site_would_refuse(command: Command, private_job: Path, site: Site) -> None:
+    set_policy(site, min_patients=61)
+    code, output = command("job", "check", private_job, "--site", f"a={site.path}", "--json")
+    errors = [f["text"] for f in json.loads(output)["findings"] if f["level"] == "error" and f["where"] == "--site a"]
+    assert code == 1
+    assert errors == ["this site would refuse the job: store: 60 patients to train on, policy min_patients is 61"]
+    assert not list(site.state.iterdir())
+
+
+def test_a_template_is_no_job(command: Command, repository: Path, site: Site) -> None:
+    code, answer = asked(command, repository / "jobs" / "ct_fedavg_dp", site)
+    assert code == 1
+    assert len(answer["reasons"]) == 1
+    assert "is a template" in answer["reasons"][0]
+
+
+def test_a_policy_that_is_no_json_is_said_with_its_line(command: Command, private_job: Path, site: Site) -> None:
+    site.file.policy.write_text('{\n  "policy_version": 1,\n  "min_patients": ten\n}\n')
+    code, answer = asked(command, private_job, site)
+    assert code == 1
+    assert "(line 3, column 19)" in answer["reasons"][0]

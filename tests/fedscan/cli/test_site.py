@@ -27,7 +27,7 @@ def test_init_makes_a_site_whose_policy_demands_dp(command: Command, tmp_path: P
     code, output = make(command, tmp_path, "--anchor", tmp_path / "far" / "a.anchor", "--set", "min_patients=50")
     assert code == 0, output
     assert "the ledger's volume" in output
-    assert "the store is not there yet" in output
+    assert f"the store is not there yet ({tmp_path / 'store'})" in output.replace("\n", "")
     site = Site.open(tmp_path / "site")
     policy = site.policy()
     assert policy == Policy(policy_version=1, min_patients=50)
@@ -50,6 +50,7 @@ def test_nothing_is_overwritten_and_a_ledger_keeps_what_it_spent(command: Comman
     code, output = make(command, tmp_path)
     assert code == 1
     assert "is there already" in output
+    assert "edit that file" in output.replace("\n", " ")
     site = Site.open(tmp_path / "site")
     key, ledger = site.file.key.read_bytes(), site.file.ledger.read_bytes()
     site.path.unlink()

@@ -95,13 +95,14 @@ def test_into_a_kits_private_folder_under_the_site_json_that_is_there(site: Site
     """A lost KIT.private comes back under KIT/local/site.json, which names its files."""
     (tmp_path / "kit" / "local").mkdir(parents=True)
     anchor = tmp_path / "apart" / "kit.anchor"
-    ask("site", "init", tmp_path / "kit", "--name", "a", "--store", site.store, "--anchor", anchor)
+    store = shutil.copytree(site.store, tmp_path / "kit-store")
+    ask("site", "init", tmp_path / "kit", "--name", "a", "--store", store, "--anchor", anchor)
     in_kit = Site.open(tmp_path / "kit")
     in_kit.open_ledger().reserve(Charge("a" * 32, "1" * 64, 0, "2" * 64, EVENT, frozenset({"p"})))
     ask("site", "backup", tmp_path / "kit.tar", "--site", tmp_path / "kit")
     shutil.rmtree(tmp_path / "kit.private")
     restore = ("site", "restore", tmp_path / "kit.tar", "--into", tmp_path / "kit.private")
-    ask(*restore, "--anchor", anchor, "--store", site.store)
+    ask(*restore, "--anchor", anchor, "--store", store)
     assert Site.open(tmp_path / "kit").open_ledger().events() == [EVENT]
 
 
@@ -131,3 +132,11 @@ def test_a_removal_that_the_backup_knows_is_held_against_an_old_store(site: Site
     known = ledger_facts(Site.open(tmp_path / "a"))
     assert isinstance(known, LedgerFacts)
     assert known.removed & store_facts(tmp_path / "a" / "store").everybody == {min(facts.trained)}
+
+
+def test_a_store_that_comes_too_late_for_site_json_is_said(site: Site, tmp_path: Path) -> None:
+    ask("site", "backup", tmp_path / "p.tar", "--site", site.path)
+    again = ("site", "restore", tmp_path / "p.tar", "--into", site.path.parent, "--anchor", site.file.anchor)
+    assert ask(*again, "--store", site.store)["warnings"] == []
+    [warning] = ask(*again, "--store", tmp_path / "other")["warnings"]
+    assert f"names the store {site.store}: correct `store` in it" in warning

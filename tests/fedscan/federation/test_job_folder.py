@@ -220,3 +220,12 @@ def test_one_store_under_two_names_is_a_warning(job: Path, tmp_path: Path) -> No
 def test_settings_that_cannot_be_meant(template: Path, tmp_path: Path, settings: list[str], text: str) -> None:
     with pytest.raises(JobError, match=text):
         job_folder.new(template, tmp_path / "job", settings)
+
+
+def test_a_plan_of_another_version_is_told_what_to_do(job: Path) -> None:
+    for relative in (CLIENT_PATH, SERVER_PATH):
+        config = json.loads((job / relative).read_text())
+        edit(job / relative, plan=config["plan"] | {"plan_version": 1})
+    found = errors(job)
+    assert found
+    assert all("make the job anew with `fedscan job new`" in text for text in found)
