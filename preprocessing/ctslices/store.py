@@ -167,7 +167,7 @@ def read_manifest(path: Path) -> Manifest:
         raise StoreError(f"not a slice store: it has no {MANIFEST}; make one with `fedscan prepare`") from None
     try:
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise StoreError(f"{MANIFEST} is not JSON ({len(text)} bytes): {_AGAIN}") from None
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
@@ -218,8 +218,18 @@ def _check_columns(store: SliceStore) -> None:
     counts = np.bincount(store.series, minlength=len(manifest.series))
     if counts.tolist() != [s.slices for s in manifest.series]:
         raise StoreError(f"slices and manifest differ in the number of slices of a series: {_AGAIN}")
+    _check_patients(store)
     if not np.isfinite(store.position_mm).all():
         raise StoreError(f"position_mm: got a value that is not finite: {_AGAIN}")
+
+
+def _check_patients(store: SliceStore) -> None:
+    """What a bound for each patient stands on: nobody is there twice, and slices are counted as they are."""
+    patients = store.manifest.patients
+    if len({patient.id for patient in patients}) != len(patients):
+        raise StoreError(f"two patients have one pseudonym: {_AGAIN}")
+    if np.bincount(store.patient, minlength=len(patients)).tolist() != [patient.slices for patient in patients]:
+        raise StoreError(f"slices and manifest differ in the number of slices of a patient: {_AGAIN}")
 
 
 def _check_values(manifest: Manifest, shards: Sequence[NDArray[np.int16]]) -> None:

@@ -112,6 +112,8 @@ def test_a_flipped_bit_is_found(store: Path) -> None:
         (lambda m: m["patients"].pop(), r"patient"),
         (lambda m: m["series"][0].update(patient=1), r"which patient a series belongs to"),
         (lambda m: m["series"][0].update(slices=5), r"number of slices of a series"),
+        (lambda m: m["patients"][0].update(slices=5), r"number of slices of a patient"),
+        (lambda m: m["patients"][0].update(id=m["patients"][3]["id"]), r"two patients have one pseudonym"),
         (lambda m: m.update(labels=["covid"]), r"label: got -1\.\.1, wanted -1\.\.0"),
         (lambda m: m.update(value_range=[-1024, 5]), r"values: got .*, wanted -1024\.\.5 within -1024\.\.32767"),
         (lambda m: m.update(size=32), r"patient|hu: got \('I16', \[7, 16, 16\]\)"),
