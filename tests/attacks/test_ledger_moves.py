@@ -303,6 +303,19 @@ def test_a_move_goes_to_one_place(hospital: Hospital) -> None:
     assert "error" in command("site", "move", hospital.home / "d.tar", "--to", "x", "--site", hospital.folder, code=1)
 
 
+def test_a_round_under_way_at_the_move_is_not_answered_and_the_move_can_be_ended(hospital: Hospital) -> None:
+    """An entry behind the move would make of the next package one that lands nowhere."""
+    entry = hospital.spend(1)[0]
+    moved(hospital)
+    with pytest.raises(LedgerError, match="moved to another machine"):
+        hospital.ledger.note_answer(entry.number, "5" * 64)
+    code = command("site", "land", hospital.home / "new").strip()
+    again = hospital.home / "again.tar"
+    command("site", "move", again, "--to", code, "--site", hospital.folder)
+    hospital.restore(again, into="new", anchor=hospital.home / "new.anchor")
+    assert len(Site.open(hospital.home / "new").open_ledger().events()) == 3
+
+
 def test_a_landing_that_was_cut_ends_by_the_same_command(hospital: Hospital) -> None:
     """Cut after the entry, before the anchor, or before the secret was used up."""
     package, anchor = moved(hospital), hospital.home / "new.anchor"

@@ -129,16 +129,17 @@ class Ledger:
     def note_unprotected(self, run_id: str, plan_digest: str) -> None:
         """Notes, once for a run, that a plan without privacy is trained. Raises LedgerError, OSError."""
         with self.lock():
-            self._refuse_moved()
+            self.refuse_moved()
             if (run_id, plan_digest) not in self.disk.state.unprotected:
                 self.disk.append(Unprotected(**self.disk.stamp(), run_id=run_id, plan_digest=plan_digest))
 
-    def _refuse_moved(self) -> None:
+    def refuse_moved(self) -> None:
+        """Raises LedgerError for a copy that went to another machine."""
         if self.disk.state.moved:
             raise LedgerError("it moved to another machine: this copy pays for nothing any more", self.head.count)
 
     def _refuse(self, event: Event) -> None:
-        self._refuse_moved()
+        self.refuse_moved()
         state = self.disk.state
         if state.events and state.events[0].unit != event.unit:
             raise LedgerError(
@@ -156,6 +157,7 @@ class Ledger:
                 return
             if paid.answer_sha256 is not None:
                 raise LedgerError("another answer of it was noted: one round pays for one answer", entry_number)
+            self.refuse_moved()
             self.disk.append(Answered(**self.disk.stamp(), entry=entry_number, sha256=sha256))
 
     def paid_for(self, entry_number: int) -> PaidFor | None:
