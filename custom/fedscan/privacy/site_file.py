@@ -72,18 +72,23 @@ class Site:
             raise SiteError("; ".join(complaints(error, SITE_JSON)) + f" ({path})") from None
         home = path.resolve().parent
         places = ("store", "ledger", "anchor", "key", "pseudonym_key", "policy", "state")
-        absolute = {name: home / place.expanduser() for name in places if (place := getattr(file, name)) is not None}
-        site = cls(path=path, file=file.model_copy(update=absolute))
-        site._check_places()
+        try:
+            absolute = {name: home / place.expanduser() for name in places if (place := getattr(file, name)) is not None}
+            site = cls(path=path, file=file.model_copy(update=absolute))
+            site._check_places()
+        except SiteError:
+            raise
+        except (OSError, RuntimeError, ValueError):
+            raise SiteError(
+                f"a path in {SITE_JSON} is no place that can be found (a circle of links, ~ of nobody, a NUL): "
+                "name another"
+            ) from None
         return site
 
     def _check_places(self) -> None:
         """What a store made anew must not take with it; links are followed."""
         names = ("store", "ledger", "anchor", "key", "pseudonym_key", "policy", "state")
-        try:
-            places = {name: place.resolve() for name in names if (place := getattr(self.file, name)) is not None}
-        except (OSError, RuntimeError):
-            raise SiteError("a place in site.json leads round in a circle of links: name it without") from None
+        places = {name: place.resolve() for name in names if (place := getattr(self.file, name)) is not None}
         store = places.pop("store")
         for name, place in places.items():
             if store in (place, *place.parents):

@@ -88,6 +88,8 @@ def test_a_kit_and_a_folder_stand_for_their_site_json(tmp_path: Path) -> None:
         ({"policy": "store"}, "policy lies in the store"),
         ({"anchor": "store/anchor"}, "anchor lies in the store"),
         ({"state": "store/state"}, "state lies in the store"),
+        ({"key": "~nobody-of-this-name/key"}, "is no place that can be found"),
+        ({"key": "a\0b"}, "is no place that can be found"),
     ],
 )
 def test_what_is_wrong_with_site_json_is_said(tmp_path: Path, fields: dict[str, Any], word: str) -> None:
