@@ -50,6 +50,11 @@ def _old(place: Path) -> Path:
     return place.with_name(f".{place.name}.replaced")
 
 
+def left_over(place: Path) -> bool:
+    """Whether an unfinished content, or an old one, lies beside `place`: while it is written, or after a stop."""
+    return os.path.lexists(new_beside(place)) or os.path.lexists(_old(place))
+
+
 def recover(place: Path) -> None:
     """After a stop between two renames: give `place` its old folder back, or remove an old one that is left over."""
     old = _old(place)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from ctslices.swap import left_over
 from fedscan.privacy import charging, checks
 from fedscan.privacy.facts import LedgerFacts
 from fedscan.privacy.ledger import Head, LedgerError
@@ -55,6 +56,11 @@ def _errors(
 
 def _warnings(site: Site) -> Iterator[str]:
     yield from anchor_warning(site)
+    if left_over(site.store.resolve()):
+        yield (
+            "store: what a stopped `prepare` or `store forget` left lies beside it, with slices of patients who may be "
+            "forgotten: run the same command again"
+        )
     policy = site.policy()
     if isinstance(policy, Policy) and not policy.require_dp:
         yield "policy: require_dp is false: plans without differential privacy are trained, and nothing bounds them"

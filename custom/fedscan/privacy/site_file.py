@@ -73,7 +73,9 @@ class Site:
         home = path.resolve().parent
         places = ("store", "ledger", "anchor", "key", "pseudonym_key", "policy", "state")
         try:
-            absolute = {name: home / place.expanduser() for name in places if (place := getattr(file, name)) is not None}
+            absolute = {
+                name: home / place.expanduser() for name in places if (place := getattr(file, name)) is not None
+            }
             site = cls(path=path, file=file.model_copy(update=absolute))
             site._check_places()
         except SiteError:

@@ -149,3 +149,23 @@ def test_who_is_gone_without_a_record_is_forgotten_by_the_same_command(
     assert len(SliceStore.open(site.store).manifest.patients) == 58
     code, output = command("site", "check", "--site", site.path)
     assert code == 0, output
+
+
+def test_slices_that_a_stopped_command_left_are_told(
+    command: Command, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new store is in place already, so that the judge is content; the forgotten slices lie beside it still."""
+    arguments = ("store", "forget", site.store, "--patients", ids_file(tmp_path, IDS[3]), "--site", site.path)
+
+    def stopped(place: Path, *_: object, **__: object) -> None:
+        if place.exists():
+            raise OSError(5, "Input/output error", "store")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ctslices.swap.shutil.rmtree", stopped)
+        assert command(*arguments)[0] == 1
+    assert len(SliceStore.open(site.store).manifest.patients) == 59
+    left = "store: what a stopped `prepare` or `store forget` left lies beside it"
+    assert left in command("site", "check", "--site", site.path)[1]
+    assert command(*arguments)[0] == 0
+    assert left not in command("site", "check", "--site", site.path)[1]
