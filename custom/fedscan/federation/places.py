@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from pathlib import Path
 from typing import Any, Self
@@ -57,6 +58,13 @@ class ServerPlaces(BaseModel):
     def run(self, run_id: str) -> Path:
         """The folder of one run."""
         return Path(self.run_folder.replace("{run_id}", run_id))
+
+    def of_all_runs(self, name: str) -> tuple[Path, ...]:
+        """That file of every run that has it; none where the server is for one run."""
+        if "{run_id}" not in self.run_folder:
+            return ()
+        pattern = glob.escape(self.run_folder).replace("{run_id}", "*")
+        return tuple(Path(found) for found in sorted(glob.glob(f"{pattern}/{name}")))
 
 
 def site_places(scope_properties: object) -> SitePlaces:

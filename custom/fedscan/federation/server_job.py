@@ -20,6 +20,8 @@ class ServerJob:
     run_folder: Path
     shelf: Path
     stamps: tuple[str, ...] = ()
+    heads_of_runs: tuple[Path, ...] = ()
+    """Files of ledger heads of all runs of this server, as they were when the job began."""
 
     @classmethod
     def load(cls, config_folder: Path, site_config_folder: Path) -> ServerJob:
@@ -28,7 +30,7 @@ class ServerJob:
         own = places.server_places(site_config_folder)
         run_folder = own.run(submission.run_id)
         run_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return cls(plan, submission, run_folder, own.shelf, own.stamps)
+        return cls(plan, submission, run_folder, own.shelf, own.stamps, own.of_all_runs(site_heads.FILE))
 
     @classmethod
     def from_context(cls, fl_ctx: FLContext) -> ServerJob:

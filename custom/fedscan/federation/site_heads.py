@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,13 +26,17 @@ class _File(BaseModel):
 class SiteHeads:
     """Heads by site, on disk before anybody acts on them. They never go back."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises HeadsError."""
+    def __init__(self, path: Path, others: Iterable[Path] = ()) -> None:
+        """`others` are the files of this server's other runs: a site has one ledger for all. Raises HeadsError."""
         self._path = path
         self._heads = _read(path)
+        for other in others:
+            for site, head in _read(other).items():
+                if site not in self._heads or head.count > self._heads[site].count:
+                    self._heads[site] = head
 
     def of(self, site: str) -> LedgerHead | None:
-        """The last head recorded of `site`; None: it never answered under differential privacy in this run."""
+        """The last head recorded of `site`; None: it never answered under differential privacy here."""
         return self._heads.get(site)
 
     def note(self, site: str, head: LedgerHead) -> None:

@@ -67,7 +67,8 @@ class DiffusionFedAvg(FedAvg):
         self.start_round = self.job.submission.start_round
         self.num_rounds = max(0, self.job.plan.rounds - self.start_round)
         self.num_clients = self.job.plan.clients_per_round
-        self._heads = SiteHeads(self.job.heads_file) if self.job.plan.privacy is not None else None
+        if self.job.plan.privacy is not None:
+            self._heads = SiteHeads(self.job.heads_file, self.job.heads_of_runs)
 
     def run(self) -> None:
         """All rounds, then RUN/model.safetensors. A run that must stop early keeps its last good model there too."""
