@@ -78,15 +78,17 @@ class PatientBatch:
     """One forward through the wrapped module, and what its backward brings."""
 
     rows: Rows
+    kept: int | None = None
+    """Only the first so many patients' gradients are wanted; the others fill the batch. None: all."""
     _seen: set[int] = field(default_factory=set)
 
     def add(self, parameter: Any, gradients: Tensor) -> None:
-        """Adds `gradients` [patients, *parameter.shape], of any precision, to `parameter.grad_sample`.
+        """Adds `gradients` [patients, *parameter.shape], of any precision, to `parameter.grad_sample` [kept, ...].
 
         Several uses of one parameter in a forward add up. Another batch's gradients must have been cleared: kept
         together they would be scaled as one step's (Opacus' accumulated_iterations).
         """
-        gradients = gradients.to(parameter.dtype)
+        gradients = gradients[: self.kept].to(parameter.dtype)
         if parameter.grad_sample is None:
             parameter.grad_sample = gradients
         elif id(parameter) in self._seen:

@@ -47,10 +47,19 @@ class PatientGradients(AbstractGradSampleModule):
         self._patched = _patch(module, self._batch) if engine == "kernels" else []
 
     def forward(
-        self, *args: Any, patients: int | None = None, groups: Sequence[int] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        patients: int | None = None,
+        groups: Sequence[int] | None = None,
+        kept: int | None = None,
+        **kwargs: Any,
     ) -> Any:
-        """The module's own output. Exactly one of `patients` and `groups` says whose the rows are."""
-        batch = PatientBatch(_rows((*args, *kwargs.values()), patients, groups))
+        """The module's own output. Exactly one of `patients` and `groups` says whose the rows are; of `kept` (None:
+        all) patients, the first, there will be gradients."""
+        rows = _rows((*args, *kwargs.values()), patients, groups)
+        if kept is not None and not 1 <= kept <= rows.patients:
+            raise GradientError("kept must be some of the patients, and at least one")
+        batch = PatientBatch(rows, kept)
         if self._engine == "loop":
             return looped(self._module, list(self._trainable.values()), batch, args, kwargs)
         self._batch.batch = batch

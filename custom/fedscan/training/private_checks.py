@@ -1,4 +1,5 @@
-"""What a private trainer makes sure of before its first round: patients' gradients are apart, and fit memory."""
+"""What a private trainer makes sure of before its first round: patients' gradients are apart, to the bit, and fit
+memory."""
 
 from __future__ import annotations
 
@@ -7,12 +8,13 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedscan.diffusion.network import DiffusionNetwork
 from fedscan.diffusion.process import Denoiser
 from fedscan.plan import Plan
 from fedscan.privacy.gradients import PatientGradients
+from fedscan.privacy_plan import SiteSampling
 from fedscan.training.round_trainer import TrainingError
 from fedscan.training.seeds import derived_generator
 
@@ -24,6 +26,10 @@ ACTIVATION_BYTES = 2**30
 """Of all rows' activations held at once."""
 PEAK = 1.6
 """Most memory of a forward and backward over what autograd keeps between them (measured 1.0 to 1.9, presets)."""
+LEAST_ROWS = 16
+"""Of a batch: fewer do not use a processor well."""
+PARTS = 8
+"""Batches that a step of the expected number of patients takes, or fewer: the last is filled up, on average by half."""
 _ROWS, _OTHERS = 2, 2
 
 
@@ -44,9 +50,7 @@ def check_independence(network: DiffusionNetwork, plan: Plan, losses: Losses) ->
     """
     probe = copy.deepcopy(network).double()
     generator = derived_generator("self-test", plan.seed)
-    with torch.no_grad():
-        for parameter in probe.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=0.05)
+    away_from_zero(probe, generator)
     smallest = plan.model.fold * 2 ** (len(plan.model.arguments.channels) - 1)
     rows = _random_rows(plan, min(plan.model.size, 4 * smallest), generator)
     alone = _first_gradient(probe, losses, rows, 1)
@@ -57,6 +61,13 @@ def check_independence(network: DiffusionNetwork, plan: Plan, losses: Losses) ->
             f"a patient's gradient changes by {apart:.1e} of its norm when others join the batch, wanted at most "
             f"{TOLERANCE:g}: a layer or the loss mixes rows, clipping would bound nobody; use a model of the presets"
         )
+
+
+def away_from_zero(network: nn.Module, generator: torch.Generator) -> None:
+    """Moves every weight: a fresh network's gradients vanish, and with them what a check looks for."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=0.05)
 
 
 def physical_patients(plan: Plan, rows_per_patient: int, trained: int, losses: Callable[[list[Tensor]], Tensor]) -> int:
@@ -79,11 +90,37 @@ def physical_patients(plan: Plan, rows_per_patient: int, trained: int, losses: C
     return max(1, int(fit))
 
 
+def patients_in_a_batch(sampling: SiteSampling, rows_per_patient: int) -> int:
+    """How many patients' rows make up each batch, as far as memory goes: a public number, as the plan's are."""
+    return max(-(-LEAST_ROWS // rows_per_patient), round(sampling.expected_patients_per_step / PARTS))
+
+
+def same_in_any_place(
+    plan: Plan, patients: int, rows_per_patient: int, gradients: Callable[[list[Tensor]], Tensor]
+) -> bool:
+    """Whether a patient's gradient is the same to the bit in the first and the last place of a batch of so many, and
+    beside other others. `gradients` are those of all patients, [patients, D], of slice-major rows.
+
+    Which sums a processor does in which order hangs on sizes and places, not on values: random ones show it.
+    """
+    generator = derived_generator("places", plan.seed)
+    shape = (rows_per_patient, patients)
+    first, last = ([part.clone() for part in _rows_of(plan, plan.model.size, shape, generator)] for _ in range(2))
+    for ours, theirs in zip(first, last, strict=True):
+        theirs[:, -1] = ours[:, 0]
+    one, other = (gradients([part.flatten(0, 1) for part in parts]) for parts in (first, last))
+    return torch.equal(one[0], other[-1])
+
+
 def _random_rows(plan: Plan, size: int, generator: torch.Generator) -> list[Tensor]:
     """x0, t, noise and labels [_ROWS, 1 + _OTHERS, ...]; the others' values are a hundred times the first's."""
-    shape = (_ROWS, 1 + _OTHERS)
-    x0 = torch.randn((*shape, 1, size, size), generator=generator)
+    x0, *others = _rows_of(plan, size, (_ROWS, 1 + _OTHERS), generator)
     x0[:, 1:] *= 100.0
+    return [x0, *others]
+
+
+def _rows_of(plan: Plan, size: int, shape: tuple[int, int], generator: torch.Generator) -> list[Tensor]:
+    x0 = torch.randn((*shape, 1, size, size), generator=generator)
     t = torch.randint(plan.diffusion.num_train_timesteps, shape, generator=generator)
     noise = torch.randn(x0.shape, generator=generator)
     labels = torch.randint(len(plan.model.classes) + 1, shape, generator=generator)

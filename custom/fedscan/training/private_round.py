@@ -22,8 +22,15 @@ from fedscan.privacy_plan import PrivacyPlan, SiteSampling
 from fedscan.training.data import DataError, TrainingSet
 from fedscan.training.optimiser import OptimiserState, build_optimiser, learning_rate, state_of
 from fedscan.training.patient_draws import PatientRows
-from fedscan.training.private_checks import check_independence, physical_patients
+from fedscan.training.private_checks import (
+    away_from_zero,
+    check_independence,
+    patients_in_a_batch,
+    physical_patients,
+    same_in_any_place,
+)
 from fedscan.training.round_trainer import RoundTrainer, TrainingError
+from fedscan.training.seeds import derived_generator
 from fedscan.training.trainable import trainable_names
 from fedscan.training.weights import Weights
 
@@ -83,14 +90,28 @@ class PrivateTrainer(RoundTrainer):
         self._patients = PatientRows(plan, self.privacy, data, self.network.no_label)
         self._gradients = PatientGradients(self.network, trainable)
         self._allow_reproducible = allow_reproducible
-        self.physical_patients = physical_patients(
-            plan,
-            self.privacy.rows_per_patient,
-            sum(parameter.numel() for parameter in self.trained.values()),
-            lambda rows: self._losses(1, *rows),
-        )
+        self.physical_patients = 1
+        """Every batch has the rows of so many: what is lacking is filled up, and its gradients are left out."""
+        self.physical_patients = self._fixed_batch()
         self.local_note = ""
         """On the last round, for the site's own log: it counts patients."""
+
+    def _fixed_batch(self) -> int:
+        """How sums are rounded hangs on a batch's shape, by some 1e-7. A dishonest server can send weights that make
+        of it a change of everybody's gradient when one patient is added: so that no batch may have another shape."""
+        rows = self.privacy.rows_per_patient
+        trained = sum(parameter.numel() for parameter in self.trained.values())
+        fit = physical_patients(self.plan, rows, trained, lambda parts: self._losses(1, *parts))
+        patients = min(fit, patients_in_a_batch(self.sampling, rows))
+
+        def gradients(parts: list[Tensor]) -> Tensor:
+            return self._gradient_rows(self._losses(patients, *parts))
+
+        before = {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
+        away_from_zero(self.network, derived_generator("places", self.plan.seed))
+        same = same_in_any_place(self.plan, patients, rows, gradients)
+        self._load(before)
+        return patients if same else 1
 
     def round(
         self,
@@ -133,7 +154,10 @@ class PrivateTrainer(RoundTrainer):
         """float32 [P, D], unclipped, at `weights`: what each of `patients` would add in that step. For audits: without
         noise, so never to leave."""
         self._load(weights)
-        losses = self._losses_of(round_number, step)(patients)
+        return self._gradient_rows(self._losses_of(round_number, step)(patients))
+
+    def _gradient_rows(self, losses: Tensor) -> Tensor:
+        """float32 [P, D]: each patient's, of all that trains, from its losses."""
         losses.sum().div(self.privacy.rows_per_patient).backward()  # type: ignore[no-untyped-call]
         rows = [parameter.grad_sample.flatten(1) for parameter in self.trained.values()]  # type: ignore[attr-defined]
         self._gradients.set_grad_sample_to_none()
@@ -150,12 +174,19 @@ class PrivateTrainer(RoundTrainer):
 
     def _losses(self, patients: int, x0: Tensor, t: Tensor, noise: Tensor, labels: Tensor | None) -> Tensor:
         """Loss of each row of so many patients, whose backward brings a gradient for each of them."""
+        shape = max(patients, self.physical_patients)
+        filled = torch.arange(shape).clamp(max=patients - 1)
+
+        def fill(part: Tensor) -> Tensor:
+            return part.view(-1, patients, *part.shape[1:])[:, filled].flatten(0, 1) if shape > patients else part
 
         def denoiser(x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-            prediction: Tensor = self._gradients(x, t, labels, patients=patients)
+            prediction: Tensor = self._gradients(x, t, labels, patients=shape, kept=patients)
             return prediction
 
-        return self.losses(denoiser, x0, t, noise, labels if self.network.no_label else None)
+        known = None if labels is None or not self.network.no_label else fill(labels)
+        losses = self.losses(denoiser, fill(x0), fill(t), fill(noise), known)
+        return losses.view(-1, shape)[:, :patients].flatten()
 
 
 def _of_site(plan: Plan, site: str) -> tuple[PrivacyPlan, SiteSampling]:
