@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +94,8 @@ def move(
         ledger = opened.open_ledger()
         if package.exists():
             fail(f"{package} is there already: name another file")
+        if not re.fullmatch(r"[0-9a-f]{64}", to):
+            fail("--to must be the 64 hexadecimal digits that `fedscan site land` printed on the new machine")
         with ledger.lock():
             entry = move_out(ledger, to)
             pack(opened, ledger, package, with_store)

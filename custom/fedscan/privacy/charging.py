@@ -196,7 +196,9 @@ def may_leave(
 def ledger_facts(site: Site, recorded: Head | None = None) -> LedgerFacts | Unreadable:
     """What the site's ledger says now; `recorded` is the newest head of it that a server knows."""
     try:
-        return _facts_of(site.open_ledger(), recorded)
+        ledger = site.open_ledger()
+        ledger.refuse_moved()
+        return _facts_of(ledger, recorded)
     except (SiteError, LedgerError) as error:
         return Unreadable((f"ledger: {error}",))
     except OSError as error:

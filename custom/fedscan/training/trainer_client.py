@@ -317,7 +317,10 @@ class Trainer:
                 if abort():
                     raise TrainerAborted(f"{what} was aborted")
                 if (left := until - time.monotonic()) <= 0.0:
-                    raise TrainerTimeout(f"{what} was not trained within its deadline")
+                    raise TrainerTimeout(
+                        f"{what} was not trained within its deadline: the plan's privacy.answer_after_s or "
+                        "round_timeout_s is too short for this machine"
+                    )
                 if selector.select(min(LOOK_EVERY_S, left)):
                     yield from self._lines(child)
 

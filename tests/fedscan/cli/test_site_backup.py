@@ -18,7 +18,7 @@ from fedscan.privacy.charging import ledger_facts
 from fedscan.privacy.event import Event
 from fedscan.privacy.facts import LedgerFacts
 from fedscan.privacy.ledger import Charge
-from fedscan.privacy.policy import Policy
+from fedscan.privacy.policy import Policy, Unreadable
 from fedscan.privacy.site_file import Site
 from fedscan.training.site_store import store_facts
 
@@ -84,8 +84,15 @@ def test_a_whole_site_moves(site: Site, tmp_path: Path) -> None:
     new.parent.mkdir()
     code = ask("site", "land", new)["code"]
     assert ask("site", "land", new)["code"] == code
+    wrong = CliRunner().invoke(app, ["site", "move", str(package), "--to", code[:12], "--site", str(site.path)])
+    assert wrong.exit_code == 1
+    assert wrong.output.startswith("error: --to must be the 64 hexadecimal digits")
+    assert isinstance(ledger_facts(site), LedgerFacts)
     moved = ask("site", "move", package, "--to", code, "--site", site.path, "--with-store")
     assert moved["entry"] == site.open_ledger().head.count
+    retired = ledger_facts(site)
+    assert isinstance(retired, Unreadable)
+    assert "moved to another machine" in retired.reasons[0]
     done = ask("site", "restore", package, "--into", new, "--anchor", tmp_path / "machine" / "a.anchor")
     assert done["ledger"] == "moved"
     same_site(site, Site.open(new))
