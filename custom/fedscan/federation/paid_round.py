@@ -17,8 +17,8 @@ from fedscan.federation import kept_answer
 from fedscan.federation.kept_answer import Kept
 from fedscan.federation.messages import LedgerHead, PrivateAnswer, Task
 from fedscan.federation.site_round import RefusedError, SiteTraining, shapes
-from fedscan.privacy.ledger import Entry, Head
-from fedscan.privacy.ledger_witness import RECEIVED_HEAD
+from fedscan.privacy.ledger import Entry, Head, LedgerError
+from fedscan.privacy.ledger_witness import RECEIVED_HEAD, received_head
 from fedscan.privacy.site_file import Site
 from fedscan.training import tensor_file
 from fedscan.training.trainer_client import TrainerAborted, TrainerDied
@@ -173,8 +173,12 @@ def wait_until(moment: float, abort: Callable[[], bool]) -> bool:
 
 
 def note_received_head(state: Path, task: Task) -> None:
-    """STATE/received_head.json: the last head of this site's ledger that a server sent back, for `site check`."""
-    if task.ledger is not None:
+    """STATE/received_head.json: the newest head of this site's ledger that a server sent back, for `site check`."""
+    try:
+        known = received_head(state)
+    except LedgerError:
+        known = None
+    if task.ledger is not None and (known is None or task.ledger.count >= known.count):
         text = task.ledger.model_dump_json(indent=2) + "\n"
         write_whole(state / RECEIVED_HEAD, text.encode(), mode=0o600)
 

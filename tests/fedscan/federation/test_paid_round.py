@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 
 from fedscan.federation import kept_answer, paid_round
-from fedscan.federation.messages import REFUSED_BY_POLICY, LedgerHead, PrivateAnswer
+from fedscan.federation.messages import REFUSED_BY_POLICY, LedgerHead, PrivateAnswer, Task
 from fedscan.federation.paid_round import PaidTraining
 from fedscan.federation.site_job import Ready, SiteJob
 from fedscan.plan import Submission
 from fedscan.privacy.event import round_event
 from fedscan.privacy.ledger import Head
+from fedscan.privacy.ledger_witness import received_head
 from fedscan.training.weights import check_update, digest
 
 NEVER: Callable[[], bool] = lambda: False  # noqa: E731 - a plain constant of the tests
@@ -188,6 +189,21 @@ def test_a_head_that_the_ledger_does_not_contain_is_refused_before_charging(site
 
 
 @pytest.mark.slow
+def test_a_server_cannot_make_the_site_forget_a_newer_head(tmp_path: Path) -> None:
+    """One that was put back, or another federation's, knows older ones; `site check` is told by the newest."""
+
+    def note(count: int, mac: str) -> Head | None:
+        fields = {"plan_digest": "1" * 64, "run_id": "2" * 32, "round_number": 0, "model_digest": "3" * 64}
+        ledger = LedgerHead(count=count, mac=mac * 64)
+        paid_round.note_received_head(tmp_path, Task(**fields, deadline_s=1.0, ledger=ledger))
+        return received_head(tmp_path)
+
+    assert note(7, "a") == note(3, "b") == Head(7, "a" * 64)
+    assert note(7, "c") == Head(7, "c" * 64)
+    (tmp_path / "received_head.json").write_text("{")
+    assert note(3, "b") == Head(3, "b" * 64)
+
+
 def test_a_store_that_changed_is_loaded_anew(site: Site, tmp_path: Path) -> None:
     pid = site.job.training._trainer.pid
     manifest = site.hospital.setup.store / "manifest.json"
