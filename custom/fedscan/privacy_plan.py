@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -35,6 +36,20 @@ class SiteSampling(Part):
                 "is less than one patient in all: it is sample_rate times the declared number of patients"
             )
         return self
+
+
+class LossPlan(Part):
+    """The mean loss of a round as a noised number, so that a run under DP has curves. It is charged with the round."""
+
+    noise_multiplier: Float = Field(
+        gt=0.0,
+        le=1e6,
+        description="standard deviation of the noise on a step's sum of losses in units of max_loss; ten times that "
+        "of the gradients costs half a percent of noise",
+    )
+    max_loss: Float = Field(
+        default=1.0, gt=0.0, le=1e6, description="a drawn patient's loss is cut to 0 .. max_loss before it is added"
+    )
 
 
 class PrivacyPlan(Part):
@@ -86,6 +101,11 @@ class PrivacyPlan(Part):
     from_scratch: bool = Field(
         default=False, description="forces DP training without a public start (init_sha256), which is hardly of use"
     )
+    loss: LossPlan | None = Field(
+        default=None,
+        description="answer with the mean loss of the round too, noised and charged; null: no loss leaves. A site's "
+        "policy must allow it",
+    )
     answer_after_s: Float = Field(
         default=60.0,
         ge=0.0,
@@ -97,6 +117,14 @@ class PrivacyPlan(Part):
     def rows_per_patient(self) -> int:
         """Rows of a batch that a drawn patient fills."""
         return self.slices_per_patient * self.noise_draws_per_slice
+
+    @property
+    def charged_noise_multiplier(self) -> float:
+        """That of a step's releases together: gradient g and loss l of a patient are one vector (g / (s_g C),
+        l / (s_l L)) under unit noise, whose norm is at most sqrt(1 / s_g^2 + 1 / s_l^2) (McMahan et al. 2018)."""
+        if self.loss is None:
+            return self.noise_multiplier
+        return 1.0 / math.hypot(1.0 / self.noise_multiplier, 1.0 / self.loss.noise_multiplier)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

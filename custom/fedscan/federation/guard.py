@@ -142,6 +142,7 @@ def _may_leave(
         model_digest=answer.model_digest,
         sha256=answer_sha256(private, update) if private else "",
         tensors=tensor_forms(update),
+        loss=private.loss if private else None,
     )
     entry = private.ledger.count if private else None
     shapes = {name: tuple(tensor.shape) for name, tensor in form.items()}

@@ -61,11 +61,12 @@ class Answer(_Message):
 
 
 class PrivateAnswer(_Message):
-    """Site to server under differential privacy: no field depends on data but the ledger's head, which no patient
-    changes."""
+    """Site to server under differential privacy: no field depends on data but a loss that was noised and charged, and
+    the ledger's head, which no patient changes."""
 
     weight: float = Field(gt=0, le=MOST, description="the plan's public weight of this site")
     ledger: LedgerHead = Field(description="of the entry that paid for this answer")
+    loss: float | None = Field(default=None, description="of the round, noised; null where the plan asks for none")
 
 
 _M = TypeVar("_M", bound=_Message)

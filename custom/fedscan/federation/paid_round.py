@@ -97,14 +97,14 @@ class PaidTraining(SiteTraining):
         self.wall.tensors("in", task.round_number, shapes(weights), received.stat().st_size)
         self.charge(task, site, ask_only=True)  # what is refused anyway needs no child
         mark = self._same_store()
-        entry = self._paid_training(task, site, received, trained, abort, due)
+        entry, loss = self._paid_training(task, site, received, trained, abort, due)
         if self._store_mark() != mark:
             raise RefusedError("the store changed while it was trained on: the round is charged and not answered")
         update, _ = tensor_file.load_tensors(trained)
         trained.unlink()
         if reasons := check_update(update, weights):
             raise RefusedError("; ".join(reasons))
-        kept = Kept(self._answer(task, entry), entry.number, update)
+        kept = Kept(self._answer(task, entry, loss), entry.number, update)
         kept_answer.keep(self.folder, kept, self.submission.expires)
         if not wait_until(note_at, abort):
             raise TrainerAborted("the round was aborted before its answer was noted")
@@ -115,22 +115,25 @@ class PaidTraining(SiteTraining):
 
     def _paid_training(
         self, task: Task, site: Site, received: Path, trained: Path, abort: Callable[[], bool], due: float
-    ) -> Entry:
-        """A child that dies is started again once: what it had trained may not be trained again on the old charge."""
+    ) -> tuple[Entry, float | None]:
+        """The entry that paid, and the loss where the plan asks for one.
+
+        A child that dies is started again once: what it had trained may not be trained again on the old charge.
+        """
         for again in (True, False):
             try:
                 if not self._trainer.ready(_left(due), abort):  # a start costs no budget
                     raise RefusedError("the trainer child is still loading: let privacy.answer_after_s be longer")
                 _in_time(due - MARGIN_S)
                 entry = self._pay(task, site)
-                self._trainer.train_private(
+                answer = self._trainer.train_private(
                     task.round_number, received, trained, _left(due), abort, charge=entry.number
                 )
             except TrainerDied:
                 if not again:
                     raise
             else:
-                return entry
+                return entry, answer.loss
         raise AssertionError("the second try returns or raises")
 
     def _pay(self, task: Task, site: Site) -> Entry:
@@ -139,7 +142,7 @@ class PaidTraining(SiteTraining):
             raise RefusedError("no ledger entry pays for this round")
         return entry
 
-    def _answer(self, task: Task, entry: Entry) -> PrivateAnswer:
+    def _answer(self, task: Task, entry: Entry, loss: float | None) -> PrivateAnswer:
         return PrivateAnswer(
             plan_digest=task.plan_digest,
             run_id=task.run_id,
@@ -147,6 +150,7 @@ class PaidTraining(SiteTraining):
             model_digest=task.model_digest,
             weight=public_weight(self.plan, self.name),
             ledger=LedgerHead(count=entry.head.count, mac=entry.head.mac),
+            loss=loss,
         )
 
     def _same_store(self) -> str:

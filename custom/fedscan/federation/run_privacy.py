@@ -36,7 +36,7 @@ def spent(plan: Plan, times_asked: Mapping[str, int]) -> dict[str, Any]:
         "unit": privacy.unit,
         "neighbours": "add or remove one",
         "delta": privacy.delta,
-        "noise_multiplier": privacy.noise_multiplier,
+        "noise_multiplier": privacy.charged_noise_multiplier,
         "accountant": ACCOUNTANT,
         "accountant_version": version("dp-accounting"),
         "sites": sites,

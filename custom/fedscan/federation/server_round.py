@@ -100,7 +100,7 @@ class ServerRound:
             answer = parse_answer(meta) if self.plan.privacy is None else parse_private_answer(meta)
         except MessageError as error:
             return str(error)
-        if reason := self._stale(answer) or self._wrong_weight(site, answer):
+        if reason := self._stale(answer) or self._not_the_plans(site, answer):
             return reason
         if not isinstance(update, Mapping):
             return f"update must be a mapping of tensors, got {type(update).__name__}"
@@ -115,14 +115,17 @@ class ServerRound:
         self._entries[site] = _entry(answer, tensors)
         return None
 
-    def _wrong_weight(self, site: str, answer: Answer | PrivateAnswer) -> str | None:
+    def _not_the_plans(self, site: str, answer: Answer | PrivateAnswer) -> str | None:
         if isinstance(answer, Answer):
             return None
         try:
             wanted = w.public_weight(self.plan, site)
         except ValueError as error:
             return str(error)
-        return None if answer.weight == wanted else "its weight is not the plan's public one"
+        if answer.weight != wanted:
+            return "its weight is not the plan's public one"
+        asked = self.plan.privacy is not None and self.plan.privacy.loss is not None
+        return None if (answer.loss is not None) is asked else "it has a loss and should not, or lacks one"
 
     def _stale(self, answer: Answer | PrivateAnswer) -> str | None:
         for field, got, wanted in (
@@ -190,7 +193,7 @@ class ServerRound:
         losses = [
             shares[site] * answer.loss
             for site, (answer, _) in self._good.items()
-            if site in shares and isinstance(answer, Answer)
+            if site in shares and answer.loss is not None
         ]
         return RoundRecord(
             event=event,
@@ -219,7 +222,7 @@ def _entry(answer: Answer | PrivateAnswer, tensors: w.Weights) -> SiteEntry:
         update_digest=w.digest(tensors),
     )
     if isinstance(answer, PrivateAnswer):
-        return computed
+        return computed.model_copy(update={"loss": answer.loss})
     said = answer.model_dump(include={"examples", "patients", "unit", "values", "field_mm", "steps", "loss", "seconds"})
     return computed.model_copy(update=said)
 

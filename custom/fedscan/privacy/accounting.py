@@ -78,9 +78,9 @@ def noise_multiplier_for(target_epsilon: float, delta: float, sample_rate: float
 
     low, high = _bracket(excess, math.log(_gaussian_guess(target_epsilon, delta, sample_rate, steps)))
     found: float = brentq(excess, low, high, xtol=2e-5)
-    noise = _rounded_up(math.exp(found - 4e-5))
+    noise = rounded_up(math.exp(found - 4e-5))
     while excess(math.log(noise)) > 0.0:
-        noise = _rounded_up(noise * 1.00005)
+        noise = rounded_up(noise * 1.00005)
     return noise
 
 
@@ -262,7 +262,7 @@ def _repeated(one: PrivacyLossDistribution, steps: int) -> PrivacyLossDistributi
     return whole.compose(one.self_compose(rest, _TRUNCATED), _TRUNCATED) if rest else whole
 
 
-def _rounded_up(value: float) -> float:
+def rounded_up(value: float) -> float:
     """To 4 significant digits, never down."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 3)
     return float(f"{math.ceil(value / unit) * unit:.4g}")

@@ -14,6 +14,7 @@ from fedscan.privacy.facts import AnswerFacts, LedgerFacts, NonceUse, Paid, Subm
 from fedscan.privacy.limits import Limits
 from fedscan.privacy.policy import Policy, Unreadable
 from fedscan.privacy.store_facts import StoreFacts
+from fedscan.privacy_plan import PrivacyPlan
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -49,9 +50,19 @@ def plan_against_policy(case: Case) -> Iterator[str]:
         if policy.require_dp:
             yield "privacy: the plan has no differential privacy, policy require_dp demands it"
         return
-    if privacy.noise_multiplier < policy.min_noise_multiplier:
+    yield from _privacy_against_policy(privacy, policy)
+    if case.reproducible_noise and not policy.allow_reproducible_noise:
+        yield "noise: it would be reproducible, policy allow_reproducible_noise is false"
+    try:
+        round_event(case.plan, case.site)
+    except EventError as error:
+        yield f"privacy.sites: {error}"
+
+
+def _privacy_against_policy(privacy: PrivacyPlan, policy: Policy) -> Iterator[str]:
+    if privacy.charged_noise_multiplier < policy.min_noise_multiplier:
         yield (
-            f"privacy.noise_multiplier: the plan has {privacy.noise_multiplier:g}, "
+            f"privacy.noise_multiplier: the plan has {privacy.charged_noise_multiplier:g}{_with_loss(privacy)}, "
             f"policy min_noise_multiplier is {policy.min_noise_multiplier:g}"
         )
     if privacy.delta > policy.max_delta:
@@ -59,13 +70,13 @@ def plan_against_policy(case: Case) -> Iterator[str]:
     if privacy.unit == "image" and not policy.allow_image_unit:
         yield "privacy.unit: the plan protects single images, policy allow_image_unit is false"
     if "update" not in policy.answers:
-        yield "answers: a round answers with its update, policy answers allow nothing"
-    if case.reproducible_noise and not policy.allow_reproducible_noise:
-        yield "noise: it would be reproducible, policy allow_reproducible_noise is false"
-    try:
-        round_event(case.plan, case.site)
-    except EventError as error:
-        yield f"privacy.sites: {error}"
+        yield "answers: a round answers with its update, policy answers do not allow it"
+    if privacy.loss is not None and "loss" not in policy.answers:
+        yield "privacy.loss: the plan asks for a noised loss, policy answers do not allow it"
+
+
+def _with_loss(privacy: PrivacyPlan) -> str:
+    return "" if privacy.loss is None else " with its loss"
 
 
 def sender(case: Case) -> Iterator[str]:
@@ -243,6 +254,9 @@ def allowed_form(case: Case) -> Iterator[str]:
     if case.form is None or case.answer is None:
         yield "form: it is not known which tensors may leave"
         return
+    privacy = case.plan.privacy
+    if privacy is not None and (case.answer.loss is None) is not (privacy.loss is None):
+        yield "form: the answer has a loss that the plan does not ask for, or lacks the one that it asks for"
     tensors = case.answer.tensors
     if lacking := sorted(set(case.form) - set(tensors)):
         yield f"form: {len(lacking)} tensors of the plan's model are missing, the first is {lacking[0]!r:.80}"

@@ -34,7 +34,7 @@ def round_event(plan: Plan, site: str) -> Event:
     if sampling is None or plan.training.local_steps is None:
         raise EventError("the plan names no sampling for this site: add it to privacy.sites")
     return Event(
-        noise_multiplier=plan.privacy.noise_multiplier,
+        noise_multiplier=plan.privacy.charged_noise_multiplier,
         sample_rate=sampling.sample_rate,
         steps=plan.training.local_steps,
         unit=plan.privacy.unit,

@@ -101,3 +101,5 @@ class AnswerFacts:
     model_digest: str
     sha256: str
     tensors: Mapping[str, TensorForm] = field(default_factory=dict)
+    loss: float | None = None
+    """Of a private answer."""

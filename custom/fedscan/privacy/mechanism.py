@@ -13,6 +13,7 @@ from torch import Tensor
 from fedscan.privacy.clipping import ClipError
 from fedscan.privacy.event import Event
 from fedscan.privacy.noise import DrawsAhead, NoiseSource
+from fedscan.privacy.noised_loss import NoisedLoss
 from fedscan.privacy.optimiser import PatientOptimiser
 from fedscan.privacy_plan import PrivacyPlan, SiteSampling
 
@@ -55,7 +56,7 @@ class Mechanism:
         try:
             privacy = PrivacyPlan.model_validate(privacy.model_dump())
             self.event = Event(
-                noise_multiplier=privacy.noise_multiplier,
+                noise_multiplier=privacy.charged_noise_multiplier,
                 sample_rate=sampling.sample_rate,
                 steps=steps,
                 unit=privacy.unit,
@@ -66,6 +67,7 @@ class Mechanism:
         if sampling not in privacy.sites.values():
             raise MechanismError("the sampling is not one of the plan's sites: take it from privacy.sites")
         self._privacy, self._sampling, self._noise = privacy, sampling, noise
+        self._loss = NoisedLoss(privacy.loss, sampling.expected_patients_per_step, noise) if privacy.loss else None
         self._optimiser: PatientOptimiser | None = None
         self._drawn: NDArray[np.int64] | None = None
         self._used = 0
@@ -74,6 +76,16 @@ class Mechanism:
     def steps_left(self) -> int:
         """Steps that are charged and not taken."""
         return self.event.steps - self._used
+
+    @property
+    def loss(self) -> float | None:
+        """The noised mean loss of all steps; None where the plan asks for none. Raises MechanismError before the last
+        step: a loss of fewer would be another release."""
+        if self._loss is None:
+            return None
+        if self.steps_left or self._drawn is not None:
+            raise MechanismError(f"{self.steps_left} charged steps are not taken: there is no loss of the round yet")
+        return self._loss.value
 
     def optimiser(self, inner: torch.optim.Optimizer) -> PatientOptimiser:
         """The one optimiser of these steps, over the parameters that train. Raises MechanismError, ValueError."""
@@ -127,16 +139,22 @@ class Mechanism:
                     self._backward(loss_rows, part)
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
+            if self._loss is not None:
+                self._loss.end_step()
             finished = True
         finally:
             if not finished:
                 optimiser.discard()
+                if self._loss is not None:
+                    self._loss.discard()
 
     def _backward(self, loss_rows: LossRows, part: NDArray[np.int64]) -> None:
         rows = self._privacy.rows_per_patient
         losses = loss_rows(part)
         if losses.shape != (rows * len(part),):
             raise ClipError(f"loss_rows must give one loss a row, {rows} rows for each patient, not reduced")
+        if self._loss is not None:
+            self._loss.add(losses, len(part))
         losses.sum().div(rows).backward()  # type: ignore[no-untyped-call]
 
     def _check(self, optimiser: PatientOptimiser, drawn: NDArray[np.int64], physical_patients: int) -> None:

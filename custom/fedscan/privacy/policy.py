@@ -11,8 +11,8 @@ from pydantic import BeforeValidator, Field, ValidationError
 from fedscan.plan_form import Float, Part, as_tuple
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
-AllowedAnswer = Literal["update"]
-"""What a plan under DP may send back. A privatised loss is not built: `update` is the one legal value."""
+AllowedAnswer = Literal["update", "loss"]
+"""What a plan under DP may send back; a loss is noised and charged with its round."""
 
 
 class Policy(Part):
@@ -36,8 +36,9 @@ class Policy(Part):
     max_rounds: int = Field(default=1000, ge=1, le=100_000, description="largest number of rounds of a plan")
     answers: Annotated[tuple[AllowedAnswer, ...], BeforeValidator(as_tuple)] = Field(
         default=("update",),
-        max_length=1,
-        description='what may leave under DP: `["update"]`, or `[]`: nothing does',
+        max_length=2,
+        description='what may leave under DP: `["update"]`; `["update", "loss"]`: and the mean loss of a round, noised '
+        "and charged; `[]`: nothing does",
     )
     allowed_submitters: Annotated[Literal["any"] | tuple[str, ...], BeforeValidator(as_tuple)] = Field(
         default="any",

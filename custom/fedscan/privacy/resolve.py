@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from fedscan.plan import Plan
-from fedscan.privacy.accounting import AccountingError, noise_multiplier_for
+from fedscan.privacy.accounting import AccountingError, noise_multiplier_for, rounded_up
 
 SAMPLE_RATE = 0.25
 """By default: noise per patient hardly falls above it (docs/results/dp-usefulness.md)."""
@@ -64,4 +65,18 @@ def resolve(raw_plan: dict[str, Any]) -> None:
         noise = noise_multiplier_for(asked.target_epsilon, asked.delta, worst, plan.rounds * steps)
     except AccountingError as error:
         raise ResolveError(f"privacy.target_epsilon={asked.target_epsilon:g}: {error}") from None
-    privacy["noise_multiplier"] = noise
+    privacy["noise_multiplier"] = noise if asked.loss is None else _beside_loss(noise, asked.loss.noise_multiplier)
+
+
+def _beside_loss(together: float, loss: float) -> float:
+    """The gradients' noise multiplier that, with the loss's, is `together`; 4 significant digits, never down.
+
+    Raises ResolveError.
+    """
+    rest = 1.0 / together**2 - 1.0 / loss**2
+    if rest <= 0.0:
+        raise ResolveError(
+            f"privacy.loss.noise_multiplier={loss:g} alone spends target_epsilon: gradients and loss together may have "
+            f"{together:g}; take ten times that for the loss"
+        )
+    return rounded_up(1.0 / math.sqrt(rest))

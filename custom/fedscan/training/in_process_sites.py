@@ -40,6 +40,7 @@ class PrivateSiteReport:
     steps: int
     share: float
     update_norm: float
+    loss: float | None
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class PrivateSite:
         return Trained(
             result.update,
             result.state,
-            lambda share: PrivateSiteReport(result.steps, share, update_norm(result.update)),
+            lambda share: PrivateSiteReport(result.steps, share, update_norm(result.update), result.loss),
         )
 
     def provenance(self) -> dict[str, Any]:

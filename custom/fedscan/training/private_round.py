@@ -1,6 +1,7 @@
-"""One round of local training under DP: patients drawn, clipped and noised by the mechanism, an update and no number.
+"""One round of local training under DP: patients drawn, clipped and noised by the mechanism.
 
-Nothing that follows from data is in a result but the update and the optimiser's moments, both made of noised sums.
+Nothing that follows from data is in a result but the update, the optimiser's moments and, where the plan asks for it,
+the loss, all made of noised sums.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class PrivateResult:
     """The plan's."""
     state: OptimiserState | None
     """To go on from, made of noised sums; None where the plan makes the optimiser anew each round."""
+    loss: float | None
+    """Mean over the steps, noised and charged; None where the plan asks for none."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,7 @@ class PrivateTrainer(RoundTrainer):
             steps=total,
             unit=self.privacy.unit,
             state=state_of(inner, self.parameters, life + total) if keep else None,
+            loss=mechanism.loss,
         )
 
     def gradients_of(self, weights: Weights, round_number: int, step: int, patients: NDArray[np.int64]) -> torch.Tensor:

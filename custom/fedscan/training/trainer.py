@@ -152,6 +152,7 @@ class PrivateChild(_Child):
             unit=result.unit,
             steps=result.steps,
             from_round=from_round,
+            loss=result.loss,
         )
 
     def _noise(self, round_number: int) -> NoiseSource:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from fedscan.plan import Plan
+from fedscan.privacy_plan import PrivacyPlan
 from fedscan.training import trainer_protocol as protocol
 from fedscan.training.trainer_protocol import (
     Done,
@@ -89,7 +90,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class PrivateAnswer:
-    """What a round under DP came to. Beside the update nothing follows from data."""
+    """What a round under DP came to. Beside the update nothing follows from data but a noised loss."""
 
     update_path: Path
     """safetensors, mode 0600: float32, local minus global, noise and all."""
@@ -99,6 +100,8 @@ class PrivateAnswer:
     steps: int
     from_round: int | None
     """Round whose optimiser state this one went on from; None: a fresh optimiser."""
+    loss: float | None = None
+    """Noised and charged; None where the plan asks for none."""
 
 
 @dataclass
@@ -302,7 +305,7 @@ class Trainer:
 
     def _wait(self, until: float, abort: Callable[[], bool], order: Train, heard: Callable[[Said], None]) -> Finished:
         for line in self._lines_until(until, abort, f"round {order.round_number}"):
-            reply = _judge(line, order, private=self._plan.privacy is not None)
+            reply = _judge(line, order, self._plan.privacy)
             if isinstance(reply, Finished):
                 return reply
             if not isinstance(reply, Ready):
@@ -352,14 +355,16 @@ def _parse(line: bytes) -> Finished | Said | Ready:
     return reply
 
 
-def _judge(line: bytes, order: Train, private: bool) -> Finished | Said | Ready:
+def _judge(line: bytes, order: Train, privacy: PrivacyPlan | None) -> Finished | Said | Ready:
     reply = _parse(line)
     if isinstance(reply, Ready):
         return reply
-    if isinstance(reply, PrivateDone | PrivateProgress) is not private:
+    if isinstance(reply, PrivateDone | PrivateProgress) is (privacy is None):
         raise TrainerDied("the trainer child spoke as if the plan's privacy were another, and was ended")
     if isinstance(reply, Finished) and reply.round_number != order.round_number:
         raise TrainerDied(f"the trainer child answered round {reply.round_number}, not {order.round_number}")
+    if isinstance(reply, PrivateDone) and (reply.loss is None) is not (privacy is None or privacy.loss is None):
+        raise TrainerDied("the trainer child answered with a loss that the plan does not ask for, or without one")
     if isinstance(reply, PrivateDone) and reply.charge != order.charge:
         raise TrainerDied("the trainer child answered for another charge, and was ended")
     return reply

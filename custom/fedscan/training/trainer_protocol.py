@@ -80,7 +80,8 @@ class PrivateProgress(_Line):
 
 
 class PrivateDone(_Line):
-    """Child to parent, under DP: as `Done`. No field follows from data: they repeat the order and the plan."""
+    """Child to parent, under DP: as `Done`. No field follows from data but a loss that was noised and charged: the
+    others repeat the order and the plan."""
 
     kind: Literal["private_done"] = "private_done"
     round_number: int
@@ -88,6 +89,8 @@ class PrivateDone(_Line):
     unit: Literal["patient", "image"]
     steps: int
     from_round: int | None
+    loss: float | None = None
+    """None where the plan asks for none."""
 
 
 class Done(_Line):

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nvflare.apis.dxo import DXO, DataKind, from_shareable
 
 from fedscan.federation import kept_answer, paid_round
-from fedscan.federation.messages import REFUSED_BY_POLICY, LedgerHead, PrivateAnswer, Task
+from fedscan.federation.guard import fresh_reply
+from fedscan.federation.messages import META_KEY, REFUSED_BY_POLICY, LedgerHead, PrivateAnswer, Task
 from fedscan.federation.paid_round import PaidTraining
 from fedscan.federation.site_job import Ready, SiteJob
 from fedscan.plan import Submission
@@ -94,7 +96,9 @@ def test_a_round_is_charged_once_answered_with_constants_and_noted(site: Site) -
         "model_digest",
         "weight",
         "ledger",
+        "loss",
     }
+    assert answer.loss is None, "the plan asks for none"
     assert answer.weight == 1.0
     assert check_update(update, site.hospital.weights) == []
     assert any(bool(tensor.any()) for tensor in update.values())
@@ -214,6 +218,24 @@ def test_a_store_that_changed_is_loaded_anew(site: Site, tmp_path: Path) -> None
         assert site.job.training._trainer.pid != pid
     finally:
         manifest.write_bytes(was)
+
+
+def test_a_noised_loss_leaves_with_the_answer_where_plan_and_policy_say_so(
+    new_hospital: Callable[..., Any], private_plan: Callable[..., Any], submitter: Any
+) -> None:
+    plan = private_plan(loss={"noise_multiplier": 20.0, "max_loss": 1.0})
+    one = Site(new_hospital('answers=["update", "loss"]', "max_epsilon=10000", plan=plan), submitter)
+    try:
+        answer, update = one.train()
+        assert isinstance(answer.loss, float)
+        reply = DXO(DataKind.WEIGHT_DIFF, data=update, meta={META_KEY: answer.model_dump(mode="json")}).to_shareable()
+        went = fresh_reply(reply, plan, one.hospital.submission, one.hospital.setup)
+        assert from_shareable(went).meta[META_KEY]["loss"] == answer.loss
+        assert one.train() == (answer, one.train()[1]), "the same task again gets the same loss"
+        (event,) = one.hospital.site.open_ledger().events()
+        assert event.noise_multiplier == plan.privacy.charged_noise_multiplier < plan.privacy.noise_multiplier
+    finally:
+        one.job.training.stop()
 
 
 def test_an_answer_leaves_at_the_plans_public_time_however_soon_it_was_ready(site: Site) -> None:

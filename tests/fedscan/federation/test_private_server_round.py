@@ -76,7 +76,8 @@ def test_the_record_holds_nothing_that_a_site_says_of_its_data(heads: SiteHeads)
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"loss": 0.5}, "loss"),
+        ({"loss": 0.5}, "it has a loss and should not"),
+        ({"loss": math.nan}, "loss"),
         ({"examples": 24, "patients": 12}, "examples, patients"),
         ({"seconds": 1.0}, "seconds"),
         ({"ledger": None}, "ledger"),
@@ -95,6 +96,18 @@ def test_an_answer_that_says_more_less_or_something_else_is_refused(
     r = new_round(heads)
     assert word in str(r.receive("s1", answer(r, "s1", **change), weights(1.0)))
     assert (r.accepted, heads.of("s1")) == (0, None)
+
+
+def test_a_noised_loss_is_recorded_where_the_plan_asks_for_one(heads: SiteHeads) -> None:
+    privacy = new_round(heads).plan.privacy
+    assert privacy is not None
+    r = new_round(heads, privacy=privacy.model_dump() | {"loss": {"noise_multiplier": 20.0}})
+    assert r.receive("s1", answer(r, "s1"), weights(1.0)) == "it has a loss and should not, or lacks one"
+    assert r.receive("s1", answer(r, "s1", loss=0.1), weights(1.0)) is None
+    assert r.receive("s2", answer(r, "s2", loss=-0.02), weights(1.0)) is None
+    _, record = r.finish()
+    assert [record.sites[site].loss for site in ("s1", "s2")] == [0.1, -0.02]
+    assert record.loss == pytest.approx(0.25 * 0.1 - 0.75 * 0.02)
 
 
 def test_a_plain_answer_is_none_of_a_private_round(heads: SiteHeads) -> None:

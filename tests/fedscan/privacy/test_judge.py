@@ -184,6 +184,8 @@ PLAN_AND_POLICY: dict[str, Mutation] = {
     "policy.max_delta": policy(max_delta=9e-5),
     "policy.min_noise_multiplier": policy(min_noise_multiplier=1.01),
     "policy.answers": policy(answers=()),
+    "policy.answers, the loss alone": policy(answers=("loss",)),
+    "privacy.loss": privacy(loss={"noise_multiplier": 20.0}),
     "policy.allow_reproducible_noise": sets(reproducible_noise=True),
     "privacy.noise_multiplier": privacy(noise_multiplier=0.49),
     "privacy.delta": privacy(delta=1.1e-3),
@@ -272,6 +274,7 @@ DOOR: dict[str, Mutation] = {
     "another dtype": tensor("conv.bias", dtype="torch.float64"),
     "an integer": tensor("conv.weight", dtype="torch.int64"),
     "not finite": tensor("conv.weight", finite=False),
+    "a loss that was not asked for": changed("answer", loss=0.5),
 }
 MUTATIONS: dict[str, dict[str, Mutation]] = {
     "deploy": PLAN_AND_POLICY | SENDER_AND_TIME | STORE_AND_BUDGET | DEPLOY,
@@ -307,6 +310,27 @@ def test_no_mixture_of_violations_is_allowed(data: st.DataObject) -> None:
     assert ask(case)
 
 
+@pytest.mark.parametrize(
+    ("loss", "answers", "floor", "answered", "allowed"),
+    [
+        (20.0, ("update", "loss"), 0.5, 0.3, True),
+        (20.0, ("update", "loss"), 0.5, None, False),
+        (20.0, ("update",), 0.5, 0.3, False),
+        (1.0, ("update", "loss"), 0.8, 0.3, False),
+        (1.0, ("update", "loss"), 0.7, 0.3, True),
+    ],
+)
+def test_a_noised_loss_leaves_where_plan_and_policy_say_so_and_counts_in_the_noise(
+    loss: float, answers: tuple[str, ...], floor: float, answered: float | None, allowed: bool
+) -> None:
+    """Under noise 1 for each, gradients and loss together have 0.707."""
+    case = good("door")
+    privacy(loss={"noise_multiplier": loss})(case)
+    policy(answers=answers, min_noise_multiplier=floor)(case)
+    case["answer"] = replace(case["answer"], loss=answered)
+    assert (ask(case) == ()) is allowed
+
+
 def test_every_field_of_the_policy_is_violated_by_a_case() -> None:
     named = {
         name.split(",")[0].removeprefix("policy.") for name in PLAN_AND_POLICY | SENDER_AND_TIME | STORE_AND_BUDGET
@@ -314,7 +338,7 @@ def test_every_field_of_the_policy_is_violated_by_a_case() -> None:
     assert set(Policy.model_fields) - {"policy_version"} <= named
 
 
-BEARS_ON_PRIVACY = {"unit", "noise_multiplier", "delta", "sites"}
+BEARS_ON_PRIVACY = {"unit", "loss", "noise_multiplier", "delta", "sites"}
 """Of PrivacyPlan. The others change what is learnt, not what a round costs: the guarantee does not depend on them."""
 OTHERS: dict[str, Any] = {
     "target_epsilon": 0.001,

@@ -52,6 +52,23 @@ def test_it_is_over_all_planned_rounds(raw: dict[str, Any]) -> None:
     assert longer["privacy"]["noise_multiplier"] > 1.5 * raw["privacy"]["noise_multiplier"]
 
 
+def test_a_loss_is_paid_out_of_the_same_target(raw: dict[str, Any]) -> None:
+    declare(raw, {"a": 1000})
+    alone = copy.deepcopy(raw)
+    raw["privacy"]["loss"] = {"noise_multiplier": 10.0}
+    for one in (raw, alone):
+        resolve(one)
+        assert 7.95 < spent(one, "a") <= 8.0
+    assert 1.005 < raw["privacy"]["noise_multiplier"] / alone["privacy"]["noise_multiplier"] < 1.05
+
+
+def test_a_loss_that_alone_spends_the_target_is_refused(raw: dict[str, Any]) -> None:
+    declare(raw, {"a": 1000})
+    raw["privacy"]["loss"] = {"noise_multiplier": 1.0}
+    with pytest.raises(ResolveError, match="alone spends target_epsilon"):
+        resolve(raw)
+
+
 def test_a_noise_that_is_there_stays(raw: dict[str, Any]) -> None:
     declare(raw, {"a": 1000})
     raw["privacy"]["noise_multiplier"] = 1.5

@@ -107,14 +107,35 @@ def test_a_round_is_dp_sgd_by_hand_divided_by_the_plans_constant(make_trainer: M
 
 def test_a_result_has_no_field_that_follows_from_data(make_trainer: Make) -> None:
     """What is added to a result is weighed against docs/privacy.md first."""
-    assert {field.name for field in dataclasses.fields(PrivateResult)} == {"update", "steps", "unit", "state"}
+    assert {field.name for field in dataclasses.fields(PrivateResult)} == {"update", "steps", "unit", "state", "loss"}
     assert {field.name for field in dataclasses.fields(PrivateProgress)} == {"step", "steps"}
     trainer, said = make_trainer(), []
     weights = some_weights(trainer.plan)
     result = trainer.round(weights, 0, None, SecureNoise(), said.append)
     assert said == [PrivateProgress(1, 2), PrivateProgress(2, 2)]
-    assert (result.steps, result.unit) == (2, "patient")
+    assert (result.steps, result.unit, result.loss) == (2, "patient", None)
     assert check_update(result.update, weights) == []
+
+
+def test_a_loss_that_the_plan_asks_for_is_that_of_the_drawn_patients_and_noised(make_trainer: Make) -> None:
+    """Everybody is drawn; with hardly any noise the loss is the mean of the patients' by hand, and training is as it
+    was without a loss."""
+    sites = {"a": {"sample_rate": 1.0, "expected_patients_per_step": 7.5}}
+
+    def train(loss: dict[str, float] | None) -> PrivateResult:
+        trainer = make_trainer(noise_multiplier=1e-12, sites=sites, slices_per_patient=2, local_steps=1, loss=loss)
+        return trainer.round(some_weights(trainer.plan), 0, None, SecureNoise())
+
+    quiet, cut, loud = (train({"noise_multiplier": n, "max_loss": m}) for n, m in ((1e-9, 1e3), (1e-9, 1e-3), (9, 1e3)))
+    trainer = make_trainer(noise_multiplier=1e-12, sites=sites, slices_per_patient=2, local_steps=1)
+    weights = some_weights(trainer.plan)
+    trainer._load(weights)
+    by_hand = trainer._losses_of(0, 0)(np.arange(5)).detach().reshape(2, 5).mean(0).sum() / 7.5
+    assert quiet.loss == pytest.approx(float(by_hand), abs=1e-5)
+    assert cut.loss == pytest.approx(5 * 1e-3 / 7.5, abs=1e-6)
+    assert loud.loss is not None
+    assert abs(loud.loss - float(by_hand)) > 1e-4
+    assert update_norm({n: quiet.update[n] - w for n, w in train(None).update.items()}) < 1e-6
 
 
 def test_secure_noise_never_repeats_and_reproducible_noise_does(make_trainer: Make) -> None:

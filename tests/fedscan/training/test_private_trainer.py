@@ -155,23 +155,30 @@ def test_where_the_update_cannot_be_written_the_site_does_not_go_on_as_if_it_had
 def test_under_dp_no_word_of_the_child_has_a_field_that_follows_from_data() -> None:
     """Whoever adds a field weighs it against docs/privacy.md first."""
     assert set(PrivateProgress.model_fields) == {"kind", "step", "steps"}
-    assert set(PrivateDone.model_fields) == {"kind", "round_number", "charge", "unit", "steps", "from_round"}
+    assert set(PrivateDone.model_fields) == {"kind", "round_number", "charge", "unit", "steps", "from_round", "loss"}
 
 
-def test_a_child_that_speaks_as_if_there_were_no_privacy_is_ended() -> None:
+def test_a_child_that_speaks_as_if_there_were_no_privacy_is_ended(make_private: Callable[..., Plan]) -> None:
     done = Done(
         round_number=0, loss=0.1, epoch_losses=(), examples=1, patients=1, unit="patient", values="hu", field_mm=None,
         steps=1, seconds=0.0, from_round=None,
     )  # fmt: skip
     private = PrivateDone(round_number=0, charge=3, unit="patient", steps=1, from_round=None)
+    dp = make_private().privacy
     order = Train(round_number=0, weights=Path("w"), out=Path("o"), charge=3)
     for line in (done, Progress(step=1, steps=2, loss=0.1)):
         with pytest.raises(TrainerDied, match="as if the plan's privacy were another"):
-            trainer_client._judge(protocol.encode(line), order, private=True)
+            trainer_client._judge(protocol.encode(line), order, dp)
     for line in (private, PrivateProgress(step=1, steps=2)):
-        assert trainer_client._judge(protocol.encode(line), order, private=True) == line
+        assert trainer_client._judge(protocol.encode(line), order, dp) == line
         with pytest.raises(TrainerDied, match="as if the plan's privacy were another"):
-            trainer_client._judge(protocol.encode(line), order, private=False)
+            trainer_client._judge(protocol.encode(line), order, None)
     other = order.model_copy(update={"charge": 4})
     with pytest.raises(TrainerDied, match="answered for another charge"):
-        trainer_client._judge(protocol.encode(private), other, private=True)
+        trainer_client._judge(protocol.encode(private), other, dp)
+    asking = make_private(loss={"noise_multiplier": 9.0}).privacy
+    with_loss = private.model_copy(update={"loss": 0.1})
+    assert trainer_client._judge(protocol.encode(with_loss), order, asking) == with_loss
+    for line, plan in ((private, asking), (with_loss, dp)):
+        with pytest.raises(TrainerDied, match="loss"):
+            trainer_client._judge(protocol.encode(line), order, plan)
