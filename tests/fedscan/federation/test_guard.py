@@ -236,7 +236,7 @@ def test_the_filter_answers_with_the_constant_whatever_goes_wrong_and_notes_the_
         assert guard.process(reply, ctx) == refused
     noted = (paid.hospital.setup.state / "refusals.jsonl").read_text().splitlines()
     assert len(noted) == 4
-    assert "malformed in: loss" in noted[0]
+    assert "a loss that the plan does not ask for" in noted[0]
     assert OutboundGuard().process(paid.good(), context(tmp_path, {})) == refused, "a site without places"
     assert OutboundGuard().process(paid.good(), context(tmp_path / "nowhere", {})) == refused
 
