@@ -6,7 +6,7 @@
     python benchmarks/dp_usefulness.py verdict
 
 `pictures`: 2000 of the paper's CT pictures, unit image. `phantoms`: 2000 phantom patients with four slices each.
-Arms: `private` (epsilon 8, delta 1e-4), `no-noise` (same Poisson draws and clipping, noise left out: a study, never a
+Arms: `private` (epsilon 8 or `--epsilon`, delta 1e-4), `no-noise` (same Poisson draws and clipping, noise left out: a study, never a
 release), `start` (the public start alone). Figures go to docs/results/dp-usefulness.json; `verdict` compares them with
 what was promised. Killed, the same command goes on, and comes to the same. About 10 CPU minutes an arm.
 """
@@ -71,14 +71,14 @@ class StudyNoise:
         return self._noise.normal(n) if self._noised else torch.zeros(n, dtype=torch.float64)
 
 
-def plan_of(case: str, seed: int, start: str) -> Plan:
+def plan_of(case: str, seed: int, start: str, epsilon: float = EPSILON) -> Plan:
     """The defaults of jobs/ct_fedavg_dp at one site of 2000."""
     template = json.loads((ROOT / "jobs/ct_fedavg_dp/app_client/config/config_fed_client.json").read_text())["plan"]
     steps = template["rounds"] * template["training"]["local_steps"]
     privacy = template["privacy"] | {
         "unit": "image" if case == "pictures" else "patient",
-        "target_epsilon": EPSILON,
-        "noise_multiplier": noise_multiplier_for(EPSILON, DELTA, SAMPLE_RATE, steps),
+        "target_epsilon": epsilon,
+        "noise_multiplier": noise_multiplier_for(epsilon, DELTA, SAMPLE_RATE, steps),
         "delta": DELTA,
         "sites": {"one": {"sample_rate": SAMPLE_RATE, "expected_patients_per_step": SAMPLE_RATE * PATIENTS}},
     }
@@ -180,15 +180,15 @@ def note(key: str, figures: dict[str, Any], root: Path) -> None:
         path.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
 
 
-def run_arm(case: str, arm: str, seed: int, root: Path, start_file: Path) -> None:
+def run_arm(case: str, arm: str, seed: int, root: Path, start_file: Path, epsilon: float = EPSILON) -> None:
     """One arm with one seed, from data to figures."""
     began = time.process_time()
     start = load_model(start_file)
-    plan = plan_of(case, seed, start.sha256)
+    plan = plan_of(case, seed, start.sha256, epsilon)
     work = root / case
     work.mkdir(parents=True, exist_ok=True)
     data = (pictures if case == "pictures" else phantoms)(plan, work)
-    name = f"{arm}-{seed}-{start.sha256[:8]}"
+    name = f"{arm}-{seed}-{start.sha256[:8]}" + (f"-{epsilon:g}" if epsilon != EPSILON else "")
     weights = start.weights
     if arm != "start":
         weights = train(plan, data, work / name, weights, seed=seed, noised=arm == "private")
@@ -209,7 +209,8 @@ def run_arm(case: str, arm: str, seed: int, root: Path, start_file: Path) -> Non
         "start": start.sha256,
         "cpu_s": round(time.process_time() - began),
     }
-    note(f"{case}, {arm}, seed {seed}", figures, root)
+    at = f", epsilon {epsilon:g}" if epsilon != EPSILON else ""
+    note(f"{case}, {arm}{at}, seed {seed}", figures, root)
     print(name, figures, flush=True)
 
 
@@ -236,6 +237,7 @@ def main() -> None:
     parser.add_argument("case", choices=("pictures", "phantoms", "verdict"))
     parser.add_argument("arm", nargs="?", choices=("private", "no-noise", "start"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epsilon", type=float, default=EPSILON, help="of the private arm")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--start", type=Path, default=public_start.SHELF / "ct_phantom.safetensors")
     arguments = parser.parse_args()
@@ -244,7 +246,7 @@ def main() -> None:
     if arguments.arm is None or arguments.work is None:
         parser.error("name an arm and --work")
     torch.set_num_threads(1)
-    run_arm(arguments.case, arguments.arm, arguments.seed, arguments.work, arguments.start)
+    run_arm(arguments.case, arguments.arm, arguments.seed, arguments.work, arguments.start, arguments.epsilon)
 
 
 if __name__ == "__main__":
