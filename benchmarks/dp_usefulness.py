@@ -6,9 +6,10 @@
     python benchmarks/dp_usefulness.py verdict
 
 `pictures`: 2000 of the paper's CT pictures, unit image. `phantoms`: 2000 phantom patients with four slices each.
-Arms: `private` (epsilon 8 or `--epsilon`, delta 1e-4), `no-noise` (same Poisson draws and clipping, noise left out: a study, never a
-release), `start` (the public start alone). Figures go to docs/results/dp-usefulness.json; `verdict` compares them with
-what was promised. Killed, the same command goes on, and comes to the same. About 10 CPU minutes an arm.
+Arms: `private` (epsilon 8 or `--epsilon`, delta 1e-4), `no-noise` (same Poisson draws and clipping, noise left out: a
+study, never a release), `start` (the public start alone). Figures go to docs/results/dp-usefulness.json; `verdict`
+compares them with what was promised. Killed, the same command goes on, and comes to the same. About 10 CPU minutes an
+arm.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from fedscan.privacy.ledger import Entry, Head, LedgerError
 from fedscan.privacy.ledger_witness import RECEIVED_HEAD, received_head
 from fedscan.privacy.site_file import Site
 from fedscan.training import tensor_file
-from fedscan.training.trainer_client import TrainerAborted, TrainerDied
+from fedscan.training.trainer_replies import TrainerAborted, TrainerDied
 from fedscan.training.weights import Weights, check_update, public_weight
 
 MARGIN_S = 0.5

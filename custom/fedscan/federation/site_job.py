@@ -22,7 +22,7 @@ from fedscan.privacy.charging import Refused
 from fedscan.privacy.ledger import LedgerError
 from fedscan.privacy.site_file import SiteError
 from fedscan.privacy_plan import PrivacyPlan
-from fedscan.training.trainer_client import TrainerAborted, TrainerDied, TrainerError, TrainerRefused
+from fedscan.training.trainer_replies import TrainerAborted, TrainerDied, TrainerError, TrainerRefused
 from fedscan.training.weights import Weights
 
 

@@ -16,7 +16,8 @@ from fedscan.privacy.ledger import Entry, Head
 from fedscan.privacy.site_file import Site
 from fedscan.training import tensor_file
 from fedscan.training.site_store import store_facts
-from fedscan.training.trainer_client import Trainer, TrainerDied
+from fedscan.training.trainer_client import Trainer
+from fedscan.training.trainer_replies import TrainerDied
 from fedscan.training.weights import Weights, check_update, digest
 
 

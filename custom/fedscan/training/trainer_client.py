@@ -15,10 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 from fedscan.plan import Plan
-from fedscan.privacy_plan import PrivacyPlan
 from fedscan.training import trainer_protocol as protocol
 from fedscan.training.trainer_protocol import (
     Done,
@@ -27,12 +26,19 @@ from fedscan.training.trainer_protocol import (
     PrivateDone,
     PrivateProgress,
     Progress,
-    ProtocolError,
     Ready,
-    Refused,
     Said,
     Start,
     Train,
+)
+from fedscan.training.trainer_replies import (
+    Answer,
+    PrivateAnswer,
+    TrainerAborted,
+    TrainerDied,
+    TrainerTimeout,
+    judge,
+    parse,
 )
 
 LOOK_EVERY_S = 0.2
@@ -46,62 +52,6 @@ CHILD_ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
 }
 """glibc would give the memory of large activations back after each use: a tenth of a step, and cannot be set later."""
-
-
-class TrainerError(RuntimeError):
-    """A round without an answer. Texts hold nothing about data."""
-
-
-class TrainerDied(TrainerError):
-    """The child ended in the round, or spoke nonsense and was ended."""
-
-
-class TrainerTimeout(TrainerError):
-    """The deadline passed; the child was ended."""
-
-
-class TrainerAborted(TrainerError):
-    """The caller's abort was seen; the child was ended."""
-
-
-class TrainerRefused(TrainerError):
-    """The child is well and does not train this: its reason is the text."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a round came to."""
-
-    update_path: Path
-    """safetensors, mode 0600: float32, local minus global."""
-    loss: float
-    epoch_losses: tuple[float, ...]
-    examples: int
-    patients: int
-    unit: Literal["patient", "image"]
-    values: Literal["hu", "grey"]
-    field_mm: float | None
-    steps: int
-    seconds: float
-    """Of the round in the child."""
-    from_round: int | None
-    """Round whose optimiser state this one went on from; None: a fresh optimiser."""
-
-
-@dataclass(frozen=True)
-class PrivateAnswer:
-    """What a round under DP came to. Beside the update nothing follows from data but a noised loss."""
-
-    update_path: Path
-    """safetensors, mode 0600: float32, local minus global, noise and all."""
-    charge: int
-    """The ledger's entry that paid for it."""
-    unit: Literal["patient", "image"]
-    steps: int
-    from_round: int | None
-    """Round whose optimiser state this one went on from; None: a fresh optimiser."""
-    loss: float | None = None
-    """Noised and charged; None where the plan asks for none."""
 
 
 @dataclass
@@ -187,7 +137,7 @@ class Trainer:
             while not child.ready:
                 line = next(self._lines_until(time.monotonic() + within_s, abort, "the trainer child's start"))
                 child.asked = False
-                child.ready = isinstance(_parse(line), Ready)
+                child.ready = isinstance(parse(line), Ready)
         except TrainerTimeout:
             return False
         except (TrainerDied, TrainerAborted):
@@ -305,7 +255,7 @@ class Trainer:
 
     def _wait(self, until: float, abort: Callable[[], bool], order: Train, heard: Callable[[Said], None]) -> Finished:
         for line in self._lines_until(until, abort, f"round {order.round_number}"):
-            reply = _judge(line, order, self._plan.privacy)
+            reply = judge(line, order, self._plan.privacy)
             if isinstance(reply, Finished):
                 return reply
             if not isinstance(reply, Ready):
@@ -343,31 +293,6 @@ class Trainer:
         if self._child is None:
             raise TrainerDied("the trainer child was not started")
         return self._child
-
-
-def _parse(line: bytes) -> Finished | Said | Ready:
-    try:
-        reply = protocol.reply(line)
-    except ProtocolError as error:
-        raise TrainerDied(f"the trainer child spoke {error} and was ended") from None
-    if isinstance(reply, Refused):
-        raise TrainerRefused(reply.reason)
-    return reply
-
-
-def _judge(line: bytes, order: Train, privacy: PrivacyPlan | None) -> Finished | Said | Ready:
-    reply = _parse(line)
-    if isinstance(reply, Ready):
-        return reply
-    if isinstance(reply, PrivateDone | PrivateProgress) is (privacy is None):
-        raise TrainerDied("the trainer child spoke as if the plan's privacy were another, and was ended")
-    if isinstance(reply, Finished) and reply.round_number != order.round_number:
-        raise TrainerDied(f"the trainer child answered round {reply.round_number}, not {order.round_number}")
-    if isinstance(reply, PrivateDone) and (reply.loss is None) is not (privacy is None or privacy.loss is None):
-        raise TrainerDied("the trainer child answered with a loss that the plan does not ask for, or without one")
-    if isinstance(reply, PrivateDone) and reply.charge != order.charge:
-        raise TrainerDied("the trainer child answered for another charge, and was ended")
-    return reply
 
 
 def _end_of(process: subprocess.Popen[bytes]) -> str:

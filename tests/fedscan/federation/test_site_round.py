@@ -18,7 +18,7 @@ from fedscan.federation.places import SitePlaces
 from fedscan.federation.site_round import RefusedError, SiteTraining
 from fedscan.federation.site_setup import SiteSetup
 from fedscan.plan import Plan, Submission
-from fedscan.training.trainer_client import TrainerRefused
+from fedscan.training.trainer_replies import TrainerRefused
 from fedscan.training.weights import Weights, check_update, digest, initial_weights
 
 PLAN = Plan.model_validate(

@@ -12,7 +12,7 @@ import pytest
 from ctslices.store import SliceStore
 from fedscan.plan import Plan
 from fedscan.privacy.noise import ReproducibleNoise
-from fedscan.training import trainer, trainer_client
+from fedscan.training import trainer, trainer_replies
 from fedscan.training import trainer_protocol as protocol
 from fedscan.training.data import TrainingSet
 from fedscan.training.private_round import PrivateTrainer
@@ -20,8 +20,9 @@ from fedscan.training.seeds import derived_seed
 from fedscan.training.site_state import SiteStates
 from fedscan.training.tensor_file import load_tensors, save_tensors
 from fedscan.training.trainer import PRIVATE_REASON
-from fedscan.training.trainer_client import LOG_NAME, PrivateAnswer, Trainer, TrainerDied, TrainerRefused
+from fedscan.training.trainer_client import LOG_NAME, Trainer
 from fedscan.training.trainer_protocol import Done, PrivateDone, PrivateProgress, Progress, Refused, Start, Train
+from fedscan.training.trainer_replies import PrivateAnswer, TrainerDied, TrainerRefused
 from fedscan.training.weights import apply_update, digest, initial_weights
 
 RUN = "0" * 32
@@ -168,17 +169,17 @@ def test_a_child_that_speaks_as_if_there_were_no_privacy_is_ended(make_private: 
     order = Train(round_number=0, weights=Path("w"), out=Path("o"), charge=3)
     for line in (done, Progress(step=1, steps=2, loss=0.1)):
         with pytest.raises(TrainerDied, match="as if the plan's privacy were another"):
-            trainer_client._judge(protocol.encode(line), order, dp)
+            trainer_replies.judge(protocol.encode(line), order, dp)
     for line in (private, PrivateProgress(step=1, steps=2)):
-        assert trainer_client._judge(protocol.encode(line), order, dp) == line
+        assert trainer_replies.judge(protocol.encode(line), order, dp) == line
         with pytest.raises(TrainerDied, match="as if the plan's privacy were another"):
-            trainer_client._judge(protocol.encode(line), order, None)
+            trainer_replies.judge(protocol.encode(line), order, None)
     other = order.model_copy(update={"charge": 4})
     with pytest.raises(TrainerDied, match="answered for another charge"):
-        trainer_client._judge(protocol.encode(private), other, dp)
+        trainer_replies.judge(protocol.encode(private), other, dp)
     asking = make_private(loss={"noise_multiplier": 9.0}).privacy
     with_loss = private.model_copy(update={"loss": 0.1})
-    assert trainer_client._judge(protocol.encode(with_loss), order, asking) == with_loss
+    assert trainer_replies.judge(protocol.encode(with_loss), order, asking) == with_loss
     for line, plan in ((private, asking), (with_loss, dp)):
         with pytest.raises(TrainerDied, match="loss"):
-            trainer_client._judge(protocol.encode(line), order, plan)
+            trainer_replies.judge(protocol.encode(line), order, plan)

@@ -25,15 +25,14 @@ from fedscan.training import trainer as child_main
 from fedscan.training.data import TrainingSet
 from fedscan.training.local import LocalTrainer
 from fedscan.training.tensor_file import load_tensors, save_tensors
-from fedscan.training.trainer_client import (
-    LOG_NAME,
-    Trainer,
+from fedscan.training.trainer_client import LOG_NAME, Trainer
+from fedscan.training.trainer_protocol import Progress
+from fedscan.training.trainer_replies import (
     TrainerAborted,
     TrainerDied,
     TrainerRefused,
     TrainerTimeout,
 )
-from fedscan.training.trainer_protocol import Progress
 from fedscan.training.weights import apply_update, digest, initial_weights
 
 RUN = "0" * 32

@@ -10,7 +10,8 @@ import pytest
 
 from fedscan.plan import Plan
 from fedscan.training.tensor_file import save_tensors
-from fedscan.training.trainer_client import Trainer, TrainerDied, TrainerRefused
+from fedscan.training.trainer_client import Trainer
+from fedscan.training.trainer_replies import TrainerDied, TrainerRefused
 from fedscan.training.weights import initial_weights
 
 

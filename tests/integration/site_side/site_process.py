@@ -36,7 +36,7 @@ from fedscan.federation.site_setup import SiteSetup
 from fedscan.plan import Plan, Submission
 from fedscan.privacy import charging
 from fedscan.privacy.facts import Submitter
-from fedscan.training import trainer, trainer_client
+from fedscan.training import trainer, trainer_client, trainer_replies
 from fedscan.training.site_store import store_facts
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -101,7 +101,7 @@ def _one_round(server: Connection, job: SiteJob, training: PaidTraining, record:
     due = time.monotonic() + within_s
     try:
         answer, update = training.train_until(parse_task(record), weights, lambda: False, due)
-    except trainer_client.TrainerDied as died:
+    except trainer_replies.TrainerDied as died:
         server.send_bytes(json.dumps({"refused": str(died)}).encode())
         return
     reply = DXO(DataKind.WEIGHT_DIFF, data=update, meta={META_KEY: answer.model_dump(mode="json")}).to_shareable()

@@ -20,7 +20,7 @@ from fedscan.federation.message_count import count_messages
 from fedscan.federation.places import CLIENT_CONFIG, PlacesError
 from fedscan.federation.site_job import SiteJob
 from fedscan.privacy.site_file import SiteError
-from fedscan.training.trainer_client import TrainerDied
+from fedscan.training.trainer_replies import TrainerDied
 
 
 class DiffusionExecutor(Executor):
