@@ -67,8 +67,9 @@ def test_private_rounds_are_the_sites_rounds_weighted_by_what_they_declared(
 def test_no_report_tells_what_follows_from_data(plan: Plan, stores: dict[str, Path]) -> None:
     steps: list[Any] = []
     outcome = in_process.run(plan, stores, until_round=1, on_step=lambda *said: steps.append(said))
-    assert {field.name for field in dataclasses.fields(PrivateSiteReport)} == {"steps", "share", "update_norm"}
+    assert {field.name for field in dataclasses.fields(PrivateSiteReport)} == {"steps", "share", "update_norm", "loss"}
     assert outcome.rounds[0].loss is None
+    assert {report.loss for report in outcome.rounds[0].sites.values()} == {None}, "the plan asks for none"
     assert all(isinstance(report, PrivateSiteReport) for report in outcome.rounds[0].sites.values())
     assert steps == [(site, 0, PrivateProgress(step, 2)) for site in "ab" for step in (1, 2)]
 
