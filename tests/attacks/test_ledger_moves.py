@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from fedscan.cli.main import app
 from fedscan.privacy.event import Event
 from fedscan.privacy.ledger import Charge, Entry, Head, Ledger, LedgerError
+from fedscan.privacy.ledger_recovery import with_check
 from fedscan.privacy.ledger_report import head_text, incidents
 from fedscan.privacy.site_file import Site
 
@@ -293,7 +294,7 @@ def test_a_package_lands_once_and_only_where_it_was_sent(hospital: Hospital) -> 
 def test_a_move_goes_to_one_place(hospital: Hospital) -> None:
     moved(hospital)
     said = command(
-        *("site", "move", hospital.home / "b.tar", "--to", "f" * 64, "--site", hospital.folder),
+        *("site", "move", hospital.home / "b.tar", "--to", with_check("f" * 64), "--site", hospital.folder),
         code=1,
     )
     assert "moved to another machine already" in said

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,10 +61,10 @@ def land(folder: Folder, as_json: AsJson = False) -> None:
 
     Example: `fedscan site land site-a`, then on the old machine `fedscan site move a.tar --to CODE --site SITE.json`
     """
-    from fedscan.privacy.ledger_recovery import new_landing
+    from fedscan.privacy.ledger_recovery import new_landing, with_check
 
     with _told():
-        code = new_landing(_landing(folder))
+        code = with_check(new_landing(_landing(folder)))
     if as_json:
         print_json({"code": code})
     else:
@@ -86,7 +85,7 @@ def move(
     Example: `fedscan site move a.tar --to CODE --site SITE.json`
     """
     from fedscan.privacy.ledger_package import pack
-    from fedscan.privacy.ledger_recovery import move_out
+    from fedscan.privacy.ledger_recovery import checked, move_out
     from fedscan.privacy.site_file import Site
 
     with _told():
@@ -94,10 +93,14 @@ def move(
         ledger = opened.open_ledger()
         if package.exists():
             fail(f"{package} is there already: name another file")
-        if not re.fullmatch(r"[0-9a-f]{64}", to):
-            fail("--to must be the 64 hexadecimal digits that `fedscan site land` printed on the new machine")
+        code = checked(to.strip().lower())
+        if code is None:
+            fail(
+                "--to must be the 72 hexadecimal digits that `fedscan site land` printed on the new machine: a digit "
+                "is wrong or missing. Nothing was moved"
+            )
         with ledger.lock():
-            entry = move_out(ledger, to)
+            entry = move_out(ledger, code)
             pack(opened, ledger, package, with_store)
     if as_json:
         print_json({"package": str(package), "entry": entry.number})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 from enum import Enum
 from pathlib import Path
@@ -78,6 +79,16 @@ def _catch_up(disk: LedgerDisk) -> Settled:
         )
     )
     return Settled.RESTORED
+
+
+def with_check(code: str) -> str:
+    """The landing's code as people carry it to the old machine: with 8 check digits behind it."""
+    return code + hashlib.sha256(f"fedscan landing {code}".encode()).hexdigest()[:8]
+
+
+def checked(text: str) -> str | None:
+    """The code in what people brought; None for what no `with_check` gave: a ledger moves once, and to nowhere."""
+    return text[:-8] if re.fullmatch(r"[0-9a-f]{72}", text) and text == with_check(text[:-8]) else None
 
 
 def new_landing(place: Path) -> str:

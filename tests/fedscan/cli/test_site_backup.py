@@ -84,10 +84,12 @@ def test_a_whole_site_moves(site: Site, tmp_path: Path) -> None:
     new.parent.mkdir()
     code = ask("site", "land", new)["code"]
     assert ask("site", "land", new)["code"] == code
-    wrong = CliRunner().invoke(app, ["site", "move", str(package), "--to", code[:12], "--site", str(site.path)])
-    assert wrong.exit_code == 1
-    assert wrong.output.startswith("error: --to must be the 64 hexadecimal digits")
-    assert isinstance(ledger_facts(site), LedgerFacts)
+    mistyped = code[:20] + ("0" if code[20] != "0" else "1") + code[21:]
+    for to in (code[:12], code[:64], mistyped, "x"):
+        wrong = CliRunner().invoke(app, ["site", "move", str(package), "--to", to, "--site", str(site.path)])
+        assert wrong.exit_code == 1
+        assert "error: --to must be the 72 hexadecimal digits" in wrong.output
+        assert isinstance(ledger_facts(site), LedgerFacts), "it did not move"
     moved = ask("site", "move", package, "--to", code, "--site", site.path, "--with-store")
     assert moved["entry"] == site.open_ledger().head.count
     retired = ledger_facts(site)
