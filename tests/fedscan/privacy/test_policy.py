@@ -60,9 +60,9 @@ def test_a_policy_is_read_as_it_is_written(tmp_path: Path) -> None:
         ('{"policy_version": 1, "max_epsilon": 1, "max_epsilon": 9}', "twice"),
         ("[]", "object"),
         ("null", "object"),
-        ("", "no JSON"),
-        ('{"policy_version": 1', "no JSON"),
-        ("[" * 100_000, "no JSON"),
+        ("", "no proper JSON"),
+        ('{"policy_version": 1', "no proper JSON"),
+        ("[" * 100_000, "no proper JSON"),
         ('{"policy_version": 1, "x": "' + "y" * (1 << 20) + '"}', "longer"),
     ],
 )
