@@ -15,7 +15,7 @@ from fedscan.training.data import TrainingSet
 from fedscan.training.private_round import PrivateTrainer
 from fedscan.training.weights import Weights, initial_weights
 
-PATIENTS, SIZE = 20, 32
+PATIENTS, SIZE = 40, 32
 EMBEDDED, LARGE = "net.time_embed", 1e5
 
 

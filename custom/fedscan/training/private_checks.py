@@ -26,7 +26,7 @@ ACTIVATION_BYTES = 2**30
 """Of all rows' activations held at once."""
 PEAK = 1.6
 """Most memory of a forward and backward over what autograd keeps between them (measured 1.0 to 1.9, presets)."""
-LEAST_ROWS = 16
+LEAST_ROWS = 32
 """Of a batch: fewer do not use a processor well."""
 PARTS = 8
 """Batches that a step of the expected number of patients takes, or fewer: the last is filled up, on average by half."""
