@@ -277,9 +277,9 @@ def page(record: dict[str, Any]) -> str:
         "pixels, a batch of 32 rows: so many patients times so many slices each.",
         "",
         "- plain: `training.local`; private: `training.private_round`; both from int16 slices to the optimiser's step.",
-        "- private: gradients by patient, clipping and its assertion, noise of torch's generator (protects nobody). Batches "
-        "have one shape, here the 32 rows of the 8 patients. At a site the last batch of a draw is filled up, which comes "
-        "on top: half a batch on average, and a batch has 32 rows or those of an eighth of the expected patients.",
+        "- private: gradients by patient, clipping and its assertion, noise of torch's generator (protects nobody). "
+        "Batches have one shape, here the 32 rows of the 8 patients. At a site the last batch of a draw is filled up, "
+        "which comes on top: half a batch on average; one has 32 rows, or those of an eighth of the expected patients.",
         f"- {SECURE}: ChaCha20 noise made ahead in a second thread, and a ledger entry, fsynced, with each step (the "
         "product makes one a round). First the time of the thread that trains, then of both threads, which is what "
         "counts where no second core is free.",
