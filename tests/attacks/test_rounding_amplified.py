@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedscan.plan import Plan
+from fedscan.privacy_plan import SiteSampling
 from fedscan.training import private_checks
 from fedscan.training.data import TrainingSet
 from fedscan.training.private_round import PrivateTrainer
@@ -89,3 +90,21 @@ def test_where_a_place_in_the_batch_changes_rounding_patients_go_one_by_one(monk
     assert make(320.0).physical_patients == 320 / private_checks.PARTS
     monkeypatch.setattr(PrivateTrainer, "losses", by_place)
     assert make().physical_patients == 1
+
+
+@pytest.mark.parametrize(
+    ("expected", "rows", "fit", "patients"),
+    [
+        (1.0, 1, 1000, 32),  # a whole batch for few
+        (8.0, 4, 1000, 8),
+        (8.0, 4, 5, 4),  # two batches of four, not of five with two fillers
+        (500.0, 1, 1000, 56),
+        (500.0, 1, 40, 39),
+        (3.0, 64, 1, 1),
+    ],
+)
+def test_the_expected_patients_fill_their_batches_within_memory(
+    expected: float, rows: int, fit: int, patients: int
+) -> None:
+    sampling = SiteSampling(sample_rate=0.1, expected_patients_per_step=expected)
+    assert private_checks.patients_in_a_batch(sampling, rows, fit) == patients

@@ -4,6 +4,7 @@ memory."""
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -90,9 +91,12 @@ def physical_patients(plan: Plan, rows_per_patient: int, trained: int, losses: C
     return max(1, int(fit))
 
 
-def patients_in_a_batch(sampling: SiteSampling, rows_per_patient: int) -> int:
-    """How many patients' rows make up each batch, as far as memory goes: a public number, as the plan's are."""
-    return max(-(-LEAST_ROWS // rows_per_patient), round(sampling.expected_patients_per_step / PARTS))
+def patients_in_a_batch(sampling: SiteSampling, rows_per_patient: int, fit: int) -> int:
+    """How many patients' rows make up each batch, at most the `fit` that memory has room for: a public number, as the
+    plan's are. The expected patients fill their batches evenly."""
+    expected = math.ceil(sampling.expected_patients_per_step)
+    most = min(fit, max(-(-LEAST_ROWS // rows_per_patient), round(expected / PARTS)))
+    return most if expected <= most else math.ceil(expected / math.ceil(expected / most))
 
 
 def same_in_any_place(

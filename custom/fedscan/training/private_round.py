@@ -105,7 +105,7 @@ class PrivateTrainer(RoundTrainer):
         rows = self.privacy.rows_per_patient
         trained = sum(parameter.numel() for parameter in self.trained.values())
         fit = physical_patients(self.plan, rows, trained, lambda parts: self._losses(1, *parts))
-        patients = min(fit, patients_in_a_batch(self.sampling, rows))
+        patients = patients_in_a_batch(self.sampling, rows, fit)
 
         def gradients(parts: list[Tensor]) -> Tensor:
             return self._gradient_rows(self._losses(patients, *parts))
