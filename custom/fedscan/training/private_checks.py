@@ -23,7 +23,7 @@ TOLERANCE = 1e-6
 """Of a patient's gradient, in float64, relative to its norm."""
 GRADIENT_BYTES = 2**30
 """Of all patients' gradients held at once."""
-ACTIVATION_BYTES = 2**30
+ACTIVATION_BYTES = 3 * 2**30
 """Of all rows' activations held at once."""
 PEAK = 1.6
 """Most memory of a forward and backward over what autograd keeps between them (measured 1.0 to 1.9, presets)."""
