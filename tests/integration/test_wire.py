@@ -170,6 +170,7 @@ ANSWER = {
     r"body/__fobs_data__/DXO/meta/fedscan/round_number": r"[01]",
     r"body/__fobs_data__/DXO/meta/fedscan/weight": r"1\.0",
     r"body/__fobs_data__/DXO/meta/fedscan/ledger/count": r"\d+",
+    r"body/__fobs_data__/DXO/meta/fedscan/loss": r"None",
     r"body/__fobs_data__/DXO/data/net\.[\w.]+/__fobs_data__/data": r"T\d+",
     r"body/__fobs_data__/DXO/data/net\.[\w.]+/__fobs_data__/type": r"ref",
     r"reference/fqcn": r"hosp-[ab]\.JOB",
