@@ -132,3 +132,27 @@ def test_a_site_whose_budget_is_spent_refuses_with_a_constant_and_the_other_goes
     refused = [json.loads(line) for line in (site.state / "refusals.jsonl").read_text().splitlines()]
     assert [entry["phase"] for entry in refused] == ["round"]
     assert any("budget: the next round would bring epsilon to" in reason for reason in refused[0]["reasons"])
+
+
+@pytest.mark.slow
+def test_a_noised_loss_crosses_the_wire_from_the_site_that_allows_it_and_no_other(
+    repository: Path, tmp_path: Path, make_site: Callable[..., Path], private_settings: Callable[..., list[str]]
+) -> None:
+    sites = {
+        "hosp-a": make_site(tmp_path, "hosp-a", 'answers=["update", "loss"]'),
+        "hosp-b": make_site(tmp_path, "hosp-b"),
+    }
+    settings = private_settings(*SITES, answer_after_s=ANSWER_AFTER_S, loss={"noise_multiplier": 20.0})
+    plan = job_folder.new(repository / "jobs" / "ct_fedavg", tmp_path / "job", settings)
+    assert plan.privacy is not None
+    local_run.run(tmp_path / "job", sites, tmp_path / "RUN")
+    rounds = records.effective_rounds(tmp_path / "RUN" / "rounds.jsonl")
+    assert len(rounds) == 2
+    for record in rounds:
+        assert "hosp-b" not in record.sites, "it refused the job when it was deployed"
+        assert isinstance(record.sites["hosp-a"].loss, float)
+        assert record.loss == pytest.approx(record.sites["hosp-a"].loss)
+    assert Site.open(sites["hosp-b"]).open_ledger().events() == []
+    assert "policy answers do not allow it" in (Site.open(sites["hosp-b"]).state / "refusals.jsonl").read_text()
+    (event, *_) = Site.open(sites["hosp-a"]).open_ledger().events()
+    assert event.noise_multiplier == plan.privacy.charged_noise_multiplier < plan.privacy.noise_multiplier
