@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedscan.cli import audit, job, policy, site, site_backup, store
+from fedscan.cli import audit, job, policy, site, site_backup, site_commands, store
 from fedscan.cli.budget import budget
 from fedscan.cli.deal import deal
 from fedscan.cli.demo import demo
@@ -55,6 +55,7 @@ def _main(
 
 app.command("prepare")(prepare)
 app.command("inspect")(inspect)
+site_commands.register(site.app)
 site_backup.register(site.app)
 app.add_typer(site.app, name="site")
 app.add_typer(policy.app, name="policy")

@@ -1,0 +1,12 @@
+"""The commands of a site that work on its kit."""
+
+from __future__ import annotations
+
+import typer
+
+from fedscan.cli.site_install import install
+
+
+def register(app: typer.Typer) -> None:
+    """Adds them to `fedscan site`."""
+    app.command("install")(install)

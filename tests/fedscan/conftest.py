@@ -1,0 +1,77 @@
+"""Kits as `nvflare provision` makes them with our builder, and a phantom store for them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from ctslices.phantom import chest_slices
+from ctslices.store import write_store
+from fedscan.federation import kits
+
+BUILDER = "fedscan.federation.kit_builder.StrictKitBuilder"
+
+
+def provision(folder: Path, name: str = "fedscan-local", strict: bool = True) -> Path:
+    """Provisions a server, two sites and a lead; returns the folder of their kits."""
+    folder.mkdir(parents=True)
+    description = kits.project(("hosp-a", "hosp-b"), kits.free_ports(4)) | {"name": name}
+    others = [builder for builder in description["builders"] if builder["path"] != BUILDER]
+    description["builders"] = [*([{"path": BUILDER}] if strict else []), *others]
+    (folder / "project.yml").write_text(yaml.safe_dump(description, sort_keys=False))
+    command = ["-m", "nvflare.lighter.provision", "-p", str(folder / "project.yml"), "-w", str(folder)]
+    subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, check=True, timeout=120)
+    return folder / name / "prod_00"
+
+
+@pytest.fixture(scope="session")
+def provisioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kits of a federation, strict, not installed: copy one before changing it."""
+    return provision(tmp_path_factory.mktemp("federation") / "ws")
+
+
+@pytest.fixture(scope="session")
+def provisioned_again(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kits of a federation of the same name, and the same sites' names, under another root."""
+    return provision(tmp_path_factory.mktemp("federation") / "ws")
+
+
+@pytest.fixture(scope="session")
+def phantom_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve phantom patients of two slices each, all trained on."""
+    hu, _ = chest_slices(np.random.default_rng(1), 24)
+    folder = tmp_path_factory.mktemp("stores")
+    return write_store(folder / "store", hu, np.arange(24) // 2, splits=["train"] * 12)
+
+
+@pytest.fixture
+def store(phantom_store: Path, tmp_path: Path) -> Path:
+    """A copy of it, which the test may change."""
+    shutil.copytree(phantom_store, tmp_path / "store")
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def kit(provisioned: Path, tmp_path: Path) -> Path:
+    """The kit of hosp-a as it was sent: not installed."""
+    shutil.copytree(provisioned / "hosp-a", tmp_path / "kit", symlinks=True)
+    return tmp_path / "kit"
+
+
+@pytest.fixture
+def put_kit(tmp_path: Path) -> Callable[[Path], Path]:
+    """Lays another kit in the place of `kit`, as an operator who unpacks it there does."""
+
+    def put(source: Path) -> Path:
+        shutil.rmtree(tmp_path / "kit", ignore_errors=True)
+        shutil.copytree(source, tmp_path / "kit", symlinks=True)
+        return tmp_path / "kit"
+
+    return put
