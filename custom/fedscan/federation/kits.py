@@ -1,4 +1,4 @@
-"""A federation on loopback: NVFlare's own provisioning, and the local parts that make each kit ours."""
+"""A federation on loopback: strict kits by NVFlare's own provisioning, and this machine's places in them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,13 @@ from typing import Any
 
 import yaml
 
+from fedscan.federation import kit_files
 from fedscan.federation.places import SERVER_FILE, ServerPlaces, SitePlaces
 from fedscan.privacy.site_file import SITE_JSON
 
 PROJECT = "fedscan-local"
 SERVER = "localhost"
 LEAD = "lead@fedscan.local"
-ALLOW_LIST = ["fedscan.federation.job."]
-"""The one prefix of classes that a job may name."""
-VALIDATOR = "fedscan.federation.validator.SiteValidator"
-GUARD = "fedscan.federation.guard.OutboundGuard"
-"""The site's own classes: named by its own files, never by a job."""
 
 
 @dataclass(frozen=True)
@@ -55,46 +51,34 @@ def free_ports(count: int) -> list[int]:
 
 
 def project(sites: tuple[str, ...], ports: list[int]) -> dict[str, Any]:
-    """NVFlare's project description: one server, these sites, one lead; mutual TLS on every listener."""
-    learn_port, admin_port, *site_ports = ports
-    participants: list[dict[str, Any]] = [
-        {
-            "name": SERVER,
-            "type": "server",
-            "org": "coordinator",
-            "fed_learn_port": learn_port,
-            "admin_port": admin_port,
-        }
-    ]
-    for site, port in zip(sites, site_ports, strict=True):
-        listener = {
-            "scheme": "tcp",
-            "default_host": SERVER,
-            "host_names": ["127.0.0.1"],
-            "port": port,
-            "connection_security": "mtls",
-        }
-        participants.append({"name": site, "type": "client", "org": "hospital", "listening_host": listener})
+    """NVFlare's project description: one server, these sites, one lead; the builders of site_configs/project.yml."""
+    learn_port, admin_port = ports
+    server = {"name": SERVER, "type": "server", "org": "coordinator"}
+    participants: list[dict[str, Any]] = [server | {"fed_learn_port": learn_port, "admin_port": admin_port}]
+    participants += [{"name": site, "type": "client", "org": "hospital"} for site in sites]
     participants.append({"name": LEAD, "type": "admin", "org": "coordinator", "role": "lead"})
-    builders = "nvflare.lighter.impl"
     return {
         "api_version": 3,
         "name": PROJECT,
         "description": "a federation on loopback, made by fedscan job run",
         "participants": participants,
-        "builders": [
-            {
-                "path": f"{builders}.workspace.WorkspaceBuilder",
-                "args": {"template_file": ["master_template.yml"]},
-            },
-            {
-                "path": f"{builders}.static_file.StaticFileBuilder",
-                "args": {"config_folder": "config", "require_signed_jobs": True},
-            },
-            {"path": f"{builders}.cert.CertBuilder", "args": {"root_valid_days": 360}},
-            {"path": f"{builders}.signature.SignatureBuilder"},
-        ],
+        "builders": builders(),
     }
+
+
+def builders(scheme: str = "http", root_valid_days: int = 360) -> list[dict[str, Any]]:
+    """What makes the kits, in order. `scheme`: http (web sockets) or grpc, inside TLS."""
+    theirs = "nvflare.lighter.impl"
+    return [
+        {"path": "fedscan.federation.kit_builder.StrictKitBuilder"},
+        {"path": f"{theirs}.workspace.WorkspaceBuilder", "args": {"template_file": ["master_template.yml"]}},
+        {
+            "path": f"{theirs}.static_file.StaticFileBuilder",
+            "args": {"config_folder": "config", "scheme": scheme, "require_signed_jobs": True},
+        },
+        {"path": f"{theirs}.cert.CertBuilder", "args": {"root_valid_days": root_valid_days}},
+        {"path": f"{theirs}.signature.SignatureBuilder"},
+    ]
 
 
 class ProvisionError(RuntimeError):
@@ -106,7 +90,7 @@ def provision(folder: Path, sites: Mapping[str, SitePlaces], server: ServerPlace
     old_umask = os.umask(0o077)
     try:
         folder.mkdir(parents=True)
-        description = project(tuple(sites), free_ports(2 + len(sites)))
+        description = project(tuple(sites), free_ports(2))
         (folder / "project.yml").write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
         _run_provisioner(folder)
         federation = Federation(folder, tuple(sites))
@@ -126,39 +110,19 @@ def _run_provisioner(folder: Path) -> None:
 
 
 def _set_up_server(federation: Federation, places: ServerPlaces) -> None:
-    local = federation.kit(SERVER) / "local"
-    resources = json.loads((local / "resources.json.default").read_text(encoding="utf-8"))
-    resources["class_allow_list"] = ALLOW_LIST
-    resources["servers"][0]["heart_beat_timeout"] = 60
-    for component in resources["components"]:
-        if component["id"] == "job_manager":
-            component["args"]["uri_root"] = str(federation.folder / "jobs-storage")
-    storage = resources["snapshot_persistor"]["args"]["storage"]
-    storage["args"]["root_dir"] = str(federation.folder / "snapshot-storage")
-    resources["components"] = [c for c in resources["components"] if c["id"] != "log_receiver"]
-    _write(local / "resources.json", resources)
-    _write(local / SERVER_FILE, places.model_dump(mode="json"))
+    _write(federation.kit(SERVER) / "local" / SERVER_FILE, places.model_dump(mode="json"))
 
 
 def _set_up_site(federation: Federation, site: str, places: SitePlaces) -> None:
     local = federation.kit(site) / "local"
-    resources = json.loads((local / "resources.json.default").read_text(encoding="utf-8"))
-    resources["class_allow_list"] = ALLOW_LIST
-    resources["allow_log_streaming"] = False
-    # An empty site_config keeps NVFlare from sending unknown keys of this file to the server and on to other sites.
-    resources["client"]["site_config"] = {}
-    resources["components"] = [c for c in resources["components"] if c["id"] != "site_log_streamer"]
     if places.site_file is not None:
-        resources["app_validator"] = {"path": VALIDATOR, "args": {}}
         (local / SITE_JSON).symlink_to(places.site_file)
-    _write(local / "resources.json", resources)
-    scope = {
-        "name": "fedscan",
-        "properties": places.model_dump(mode="json"),
-        "task_data_filters": [],
-        "task_result_filters": [{"path": GUARD, "args": {}}],
-    }
-    _write(local / "privacy.json", {"scopes": [scope], "default_scope": "fedscan", "components": []})
+    else:
+        # Without a policy there is nothing that a validator could judge by; every output of such a run is stamped.
+        resources = json.loads((local / "resources.json").read_text(encoding="utf-8"))
+        del resources["app_validator"]
+        _write(local / "resources.json", resources)
+    _write(local / "privacy.json", kit_files.site_privacy(places.model_dump(mode="json")))
 
 
 def _write(path: Path, data: object) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from fedscan.federation import kit_files
 from fedscan.federation.kits import SERVER, Federation
 
 _PR_SET_PDEATHSIG = 1
@@ -22,12 +23,14 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def environment() -> dict[str, str]:
-    """For server and site processes: this Python first on PATH, secure logging, a private umask is set at start."""
+def environment(kit: Path) -> dict[str, str]:
+    """For server and site processes, as the kit's start scripts set it, with this Python first on PATH."""
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        kit_files.KIT_VARIABLE: str(kit),
         "NVFLARE_SECURE_LOGGING": "true",
+        "PYTHONSAFEPATH": "1",
         "MALLOC_ARENA_MAX": "4",
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
@@ -48,7 +51,7 @@ def start(federation: Federation, name: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command,
             cwd=kit,
-            env=environment(),
+            env=environment(kit),
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,

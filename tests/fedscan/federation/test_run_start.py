@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from fedscan.federation import job_folder, places, records
-from fedscan.federation.kits import free_ports, project
 from fedscan.federation.run_start import provenance, starting_state, write_model
 from fedscan.federation.server_job import ServerJob
 from fedscan.plan import Plan, Submission
@@ -131,12 +130,3 @@ def test_places_come_from_the_servers_and_sites_own_files_alone(tmp_path: Path) 
 def test_a_site_has_a_policy_or_says_aloud_that_it_has_none(properties: object) -> None:
     with pytest.raises(places.PlacesError, match="must name site_file"):
         places.site_places(properties)
-
-
-def test_every_participant_has_a_listener_of_its_own_with_mutual_tls() -> None:
-    ports = free_ports(5)
-    assert len(set(ports)) == 5
-    people = project(("a", "b", "c"), ports)["participants"]
-    listeners = [p["listening_host"] for p in people if p["type"] == "client"]
-    assert [one["connection_security"] for one in listeners] == ["mtls"] * 3
-    assert [one["port"] for one in listeners] == ports[2:]
