@@ -1,42 +1,128 @@
-"""NVFlare's admin API, as far as a run needs it: log in, see the sites, submit, ask for the status."""
+"""NVFlare's admin API, as far as a run needs it: log in, see the sites, submit, watch, abort, download."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from nvflare.fuel.flare_api.api_spec import AuthenticationError, InternalError, NoConnection, SessionClosed
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+from nvflare.fuel.flare_api.api_spec import (
+    AuthenticationError,
+    AuthorizationError,
+    InternalError,
+    InvalidJobDefinition,
+    JobNotDone,
+    JobNotFound,
+    JobNotRunning,
+    NoConnection,
+    NoReply,
+    SessionClosed,
+)
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
 START_TIMEOUT_S = 180.0
+ADMIN_JSON = Path("startup") / "fed_admin.json"
+_CERTIFICATE = Path("startup") / "client.crt"
 
 
 class AdminError(RuntimeError):
     """The federation cannot be reached or does not do what was asked; the text says what."""
 
 
+class UnreachableError(AdminError):
+    """No connection, or a session that the server no longer knows: worth another try."""
+
+
+class NotNowError(AdminError):
+    """The job is not in the state that the command needs: not running, or not ended."""
+
+
+class NotAllowedError(AdminError):
+    """The server's policy does not let this person do that."""
+
+
+class UnknownJobError(AdminError):
+    """The server knows no such job."""
+
+
+def user_of(admin_kit: Path) -> str:
+    """Whose admin kit this is: the common name of its certificate. Raises AdminError."""
+    if not (admin_kit / ADMIN_JSON).is_file():
+        raise AdminError(f"{admin_kit} is no admin kit (it has no {ADMIN_JSON}): name the folder that holds startup/")
+    try:
+        certificate = x509.load_pem_x509_certificate((admin_kit / _CERTIFICATE).read_bytes())
+        return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+    except (OSError, ValueError, IndexError) as error:
+        raise AdminError(f"{admin_kit / _CERTIFICATE} cannot be read: {type(error).__name__}") from None
+
+
+def project_of(admin_kit: Path) -> str:
+    """The federation's name, as the kit says. Raises AdminError."""
+    try:
+        return str(json.loads((admin_kit / ADMIN_JSON).read_text(encoding="utf-8"))["admin"]["project_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdminError(f"{admin_kit / ADMIN_JSON} cannot be read: {type(error).__name__}") from None
+
+
 @contextlib.contextmanager
-def session(admin_kit: Path, user: str, check: Callable[[], None]) -> Iterator[Session]:
+def session(
+    admin_kit: Path, user: str, check: Callable[[], None] = lambda: None, timeout_s: float = START_TIMEOUT_S
+) -> Iterator[Session]:
     """A logged-in session; tried until the server is up. `check` is called between tries and may raise."""
-    deadline = time.monotonic() + START_TIMEOUT_S
+    opened = _open(admin_kit, user, check, timeout_s)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def _open(admin_kit: Path, user: str, check: Callable[[], None], timeout_s: float) -> Session:
+    deadline = time.monotonic() + timeout_s
     while True:
         check()
         try:
             # NVFlare prints to stdout while it connects; stdout belongs to our own results.
             with contextlib.redirect_stdout(io.StringIO()):
-                opened = new_secure_session(username=user, startup_kit_location=str(admin_kit), timeout=5)
-            break
+                return new_secure_session(username=user, startup_kit_location=str(admin_kit), timeout=5)
         except (NoConnection, InternalError, AuthenticationError, ConnectionError, TimeoutError) as error:
             if time.monotonic() > deadline:
-                raise AdminError(f"the server took no connection in {START_TIMEOUT_S:.0f} s") from error
+                raise UnreachableError(
+                    f"the server took no connection in {timeout_s:.0f} s ({_words(error)}): is it running, and is its "
+                    "host and port in the kit's startup/fed_admin.json reachable from here?"
+                ) from error
             time.sleep(0.3)
+
+
+@contextlib.contextmanager
+def _plain_words(what: str) -> Iterator[None]:
+    """NVFlare's errors as ours; whatever it prints is dropped."""
     try:
-        yield opened
-    finally:
-        opened.close()
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    except (NoConnection, SessionClosed, AuthenticationError, ConnectionError, TimeoutError, NoReply) as error:
+        raise UnreachableError(f"{what}: the server did not answer ({_words(error)})") from error
+    except AuthorizationError as error:
+        raise NotAllowedError(
+            f"{what}: the server's policy does not allow it to this kit (jobs belong to who submitted them)"
+        ) from error
+    except JobNotFound as error:
+        raise UnknownJobError(f"{what}: the server knows no such job of yours") from error
+    except (JobNotRunning, JobNotDone) as error:
+        raise NotNowError(f"{what}: {_words(error)}") from error
+    except InvalidJobDefinition as error:
+        raise AdminError(f"{what}: NVFlare does not take the job: {_words(error)}") from error
+    except (InternalError, RuntimeError) as error:
+        raise AdminError(f"{what}: {_words(error)}") from error
+
+
+def _words(error: BaseException) -> str:
+    return str(error).strip()[:300] or type(error).__name__
 
 
 def wait_for_sites(opened: Session, sites: Sequence[str], check: Callable[[], None]) -> None:
@@ -53,8 +139,9 @@ def wait_for_sites(opened: Session, sites: Sequence[str], check: Callable[[], No
 
 
 def submit(opened: Session, job: Path) -> str:
-    """Signs and submits a job folder. Returns NVFlare's job id."""
-    return str(opened.submit_job(str(job.resolve())))
+    """Signs and submits a job folder. Returns NVFlare's job id. Raises AdminError."""
+    with _plain_words("submit"):
+        return str(opened.submit_job(str(job.resolve())))
 
 
 def status(opened: Session, job_id: str) -> str:
@@ -63,3 +150,30 @@ def status(opened: Session, job_id: str) -> str:
         return str(opened.get_job_meta(job_id).get("status", ""))
     except (InternalError, NoConnection, SessionClosed, ConnectionError, TimeoutError):
         return "unknown"
+
+
+def meta(opened: Session, job_id: str) -> dict[str, Any]:
+    """What NVFlare keeps of a job, with what our server notes there. Raises AdminError."""
+    with _plain_words(f"job {job_id}"):
+        return dict(opened.get_job_meta(job_id))
+
+
+def ask_job(opened: Session, job_id: str, topic: str, data: dict[str, Any]) -> dict[str, Any]:
+    """Asks the controller of a running job. Raises NotNowError while there is none, else AdminError."""
+    with _plain_words(f"job {job_id}"):
+        answer = opened.do_app_command(job_id, topic, data)
+    if not isinstance(answer, dict):
+        raise AdminError(f"job {job_id}: its answer is no JSON object")
+    return answer
+
+
+def abort(opened: Session, job_id: str) -> None:
+    """Asks the server to end a job. Raises AdminError."""
+    with _plain_words(f"abort of job {job_id}"):
+        opened.abort_job(job_id)
+
+
+def download(opened: Session, job_id: str, into: Path) -> Path:
+    """A job's stored result below `into`: `workspace/` is what the server's job left. Raises AdminError."""
+    with _plain_words(f"download of job {job_id}"):
+        return Path(opened.download_job_result(job_id, str(into)))

@@ -14,6 +14,7 @@ from nvflare.lighter.entity import Participant, Project
 from nvflare.lighter.spec import Builder
 
 from fedscan.federation import kit_files
+from fedscan.federation.places import SERVER_FILE
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 ROOT_KEY_FILE = "cert.json"
@@ -94,6 +95,7 @@ def lay(kit: Path, kind: str) -> None:
     if kind == ParticipantType.SERVER:
         _lay(local, "resources.json", kit_files.server_resources)
         _lay(local, "authorization.json", lambda _: kit_files.server_authorization())
+        _write(local / SERVER_FILE, kit_files.server_places())
     if kind == ParticipantType.CLIENT:
         _lay(local, "resources.json", kit_files.site_resources)
         _lay(local, "authorization.json", lambda _: kit_files.site_authorization())

@@ -29,6 +29,11 @@ PRIVACY_COMPONENTS: tuple[dict[str, Any], ...] = ()
 PARENT_COMPONENTS: tuple[dict[str, Any], ...] = ()
 """Ours in a site's parent process."""
 
+SERVER_COMPONENTS: tuple[dict[str, Any], ...] = (
+    {"id": "fedscan_keeper", "path": "fedscan.federation.server_keeper.ServerKeeper", "args": {}},
+)
+"""Ours in the server's parent process."""
+
 _LOG_COMPONENTS = {"log_receiver", "site_log_streamer"}
 _RIGHTS = (
     "submit_job",
@@ -40,11 +45,15 @@ _RIGHTS = (
     "shell_commands",
     "byoc",
     "server-predeployed-flwr",
-    # Commands of manage_job and operate that change what a running process writes to its logs, or call into it:
+    # Commands of these that change what a running process writes to its logs, or call into it, and those of none:
     "configure_job_log",
     "configure_site_log",
     "call",
+    "get_job_log",
+    "report_version",
+    "app_command",
 )
+"""NVFlare's rights by category, then single commands, which come before their category."""
 _STRICT_LINES = """umask 077
 export NVFLARE_SECURE_LOGGING=true
 # Code comes from the installed packages alone, not from the folder that this was started in.
@@ -89,7 +98,7 @@ def site_authorization() -> dict[str, Any]:
 
 def server_resources(default: dict[str, Any]) -> dict[str, Any]:
     """The server's local/resources.json from NVFlare's default of the same kit."""
-    resources = _with_own_components(default, ())
+    resources = _with_own_components(default, SERVER_COMPONENTS)
     resources["servers"][0]["heart_beat_timeout"] = HEART_BEAT_TIMEOUT_S
     for component in resources["components"]:
         if component["id"] == "job_manager":
@@ -105,9 +114,26 @@ def server_authorization() -> dict[str, Any]:
     return _policy(
         project_admin={"manage_job": "any", "download_job": "any", "view": "any", "operate": "any"},
         org_admin={"manage_job": "o:submitter", "view": "any", "operate": "o:site"},
-        lead={"submit_job": "any", "clone_job": own, "manage_job": own, "download_job": own, "view": "any"},
+        lead={
+            "submit_job": "any",
+            "clone_job": own,
+            "manage_job": own,
+            "download_job": own,
+            "view": "any",
+            "app_command": own,  # asks a running job for its rounds
+        },
         member={"view": "any"},
     )
+
+
+def server_places() -> dict[str, Any]:
+    """The server's local/server.json: runs and shelf below its kit, until its operator names other places."""
+    return {"run_folder": "runs/{run_id}", "shelf": "shelf"}
+
+
+def server_places() -> dict[str, Any]:
+    """The server's local/server.json: below the kit, until `fedscan server places` says otherwise."""
+    return {"run_folder": "runs/{run_id}", "shelf": "shelf"}
 
 
 def log_config(default: dict[str, Any]) -> dict[str, Any]:

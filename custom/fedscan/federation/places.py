@@ -52,7 +52,7 @@ class ServerPlaces(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     run_folder: str = Field(description="where a run's records go; `{run_id}` in it stands for the run's id")
-    shelf: Path = Field(description="model files that a plan may name by SHA-256: SHA256.safetensors")
+    shelf: Path = Field(description="folder of model files that a plan may name by SHA-256: SHA256.safetensors")
     stamps: tuple[str, ...] = Field(default=(), description="what every output of a run here must say of it")
 
     def run(self, run_id: str) -> Path:
@@ -77,10 +77,12 @@ def site_places(scope_properties: object) -> SitePlaces:
 
 
 def server_places(site_config_folder: Path) -> ServerPlaces:
-    """From the server's local/server.json. Raises PlacesError."""
+    """From the server's local/server.json; relative places count from the kit. Raises PlacesError."""
     path = site_config_folder / SERVER_FILE
     try:
-        return ServerPlaces.model_validate_json(path.read_text(encoding="utf-8"))
+        places = ServerPlaces.model_validate_json(path.read_text(encoding="utf-8"))
+        kit = site_config_folder.absolute().parent
+        return places.model_copy(update={"run_folder": str(kit / places.run_folder), "shelf": kit / places.shelf})
     except (OSError, ValidationError) as error:
         raise PlacesError(f"local/{SERVER_FILE} must name run_folder and shelf: {type(error).__name__}") from None
 

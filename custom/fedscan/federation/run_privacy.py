@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -44,6 +45,7 @@ def spent(plan: Plan, times_asked: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
+@functools.lru_cache(maxsize=4096)
 def _epsilon(one_round: Event, times: int, delta: float) -> float | None:
     try:
         return epsilon([one_round.model_copy(update={"steps": one_round.steps * times})], delta)

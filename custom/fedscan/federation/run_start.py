@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from fedscan import __version__
@@ -22,6 +23,12 @@ def starting_state(job: ServerJob) -> Checkpoint:
     Raises CheckpointError when it is not there, belongs to another run, or the init model does not fit the plan.
     """
     start = job.submission.start_round
+    newest = checkpoints.newest(job.checkpoint_folder, job.plan, job.submission.run_id)
+    if newest is not None and newest.rounds_done > start:
+        raise CheckpointError(
+            f"this run has a checkpoint after {newest.rounds_done} rounds, the submission starts after {start}: go on "
+            "with `fedscan job resume`"
+        )
     if start > 0:
         state = checkpoints.load(job.checkpoint_folder, start, job.plan, job.submission.run_id)
         if reasons := check_update(state.weights, shapes_of(job.plan.model)):
@@ -36,18 +43,30 @@ def _first_weights(job: ServerJob) -> Weights:
     sha256 = job.plan.init_sha256
     if sha256 is None:
         return fresh
-    path = job.shelf / f"{sha256}.safetensors"
     try:
-        model = model_file.load_model(path)
-    except (OSError, ValueError) as error:
+        model = model_file.load_model(_on_the_shelf(job, sha256))
+    except OSError as error:
         raise CheckpointError(
-            f"the plan starts from model {sha256[:12]}, which the shelf cannot give: {error}"
+            f"the plan starts from model {sha256[:12]}, which the shelf cannot give ({error.strerror}): the server's "
+            "operator lays it there with `fedscan server add-model`"
         ) from None
+    except ValueError as error:
+        raise CheckpointError(f"model {sha256[:12]} on the shelf is no model of ours: {error}") from None
     if model.sha256 != sha256:
         raise CheckpointError(f"model {sha256[:12]} on the shelf has other content (SHA-256 {model.sha256[:12]})")
     if reasons := check_update(model.weights, fresh):
         raise CheckpointError(f"model {sha256[:12]} does not fit the plan's network: {'; '.join(reasons)}")
     return model.weights
+
+
+def _on_the_shelf(job: ServerJob, sha256: str) -> Path:
+    """A model that comes with the package needs no place on the shelf."""
+    path = job.shelf / f"{sha256}.safetensors"
+    if path.exists():
+        return path
+    from fedscan.training import public_start  # takes seconds to load
+
+    return public_start.builtin(sha256) or path
 
 
 def write_model(job: ServerJob, state: Checkpoint) -> None:
@@ -111,5 +130,5 @@ def _answers(job: ServerJob) -> Iterator[tuple[str, SiteEntry]]:
 def _scale_of_start(job: ServerJob) -> dict[str, Any]:
     if job.plan.init_sha256 is None:
         return {"values": "hu", "field_mm": None}
-    told = model_file.load_model(job.shelf / f"{job.plan.init_sha256}.safetensors").provenance
+    told = model_file.load_model(_on_the_shelf(job, job.plan.init_sha256)).provenance
     return {key: told[key] for key in ("values", "field_mm") if key in told}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from filelock import FileLock, Timeout
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -13,14 +14,17 @@ from nvflare.app_common.workflows.fedavg import FedAvg
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
-from fedscan.federation import messages, records
+from fedscan.federation import job_results, messages, records, round_feed
 from fedscan.federation.job.persistor import CheckpointPersistor
 from fedscan.federation.run_start import write_model
 from fedscan.federation.server_job import ServerJob
 from fedscan.federation.server_round import RunStoppedError, ServerRound, now
 from fedscan.federation.site_heads import SiteHeads
-from fedscan.training.checkpoints import Checkpoint
+from fedscan.training.checkpoints import Checkpoint, CheckpointError
 from fedscan.training.sampling import sample_sites
+
+LOCK_TIMEOUT_S = 60.0
+"""For the process of an earlier job of the same run to end: it outlives a killed server by some 20 s."""
 
 
 class DiffusionFedAvg(FedAvg):
@@ -69,20 +73,37 @@ class DiffusionFedAvg(FedAvg):
         self.num_clients = self.job.plan.clients_per_round
         if self.job.plan.privacy is not None:
             self._heads = SiteHeads(self.job.heads_file, self.job.heads_of_runs)
+        fl_ctx.get_engine().register_app_command(round_feed.TOPIC, self._tell)
+
+    def _tell(self, topic: str, data: object, fl_ctx: FLContext) -> dict[str, Any]:
+        """To the submitter who watches."""
+        return round_feed.answer(self.job, data)
 
     def run(self) -> None:
         """All rounds, then RUN/model.safetensors. A run that must stop early keeps its last good model there too."""
         try:
+            with FileLock(self.job.lock_file, timeout=LOCK_TIMEOUT_S, mode=0o600):
+                self._run_alone()
+        except Timeout:
+            raise RunStoppedError("another job of this run is at work") from None
+
+    def _run_alone(self) -> None:
+        job_results.begin(self.job)
+        try:
             super().run()
-        except RunStoppedError as error:
-            self._note("stopped", str(error))
-            if self._state is not None and self._state.rounds_done:
-                write_model(self.job, self._state)
+        except (RunStoppedError, CheckpointError) as error:
+            self._end("stopped", str(error), has_model=self._state is not None and self._state.rounds_done > 0)
             raise
         if self.state.rounds_done >= self.job.plan.rounds:
-            write_model(self.job, self.state)
-            self._note("finished")
+            self._end("finished", has_model=True)
             self._tell_complete()
+
+    def _end(self, event: records.Event, reason: str | None = None, *, has_model: bool) -> None:
+        if has_model:
+            write_model(self.job, self.state)
+        self._note(event, reason)
+        job_results.write_verdict(self.job, has_model=has_model)
+        job_results.publish(self.job, at_end=has_model)
 
     def _tell_complete(self) -> None:
         """Sites keep a private answer until now, since a server that crashed might ask for it again."""
@@ -111,14 +132,14 @@ class DiffusionFedAvg(FedAvg):
         for attempt in range(1, plan.tries_per_round + 1):
             self._round = ServerRound(plan, self.job.submission.run_id, self.state, targets, attempt, self._heads)
             if plan.privacy is not None:  # what a site may charge must be on disk before it is asked
-                records.append(self.job.rounds_file, self._round.asked_record())
+                self._append(self._round.asked_record())
             for target in targets:
                 self._send(target, data, callback)
             self._wait()
             if self._round.is_enough:
                 return
             reason = f"{self._round.accepted} good answers, the plan needs {plan.min_responses}"
-            records.append(self.job.rounds_file, self._round.record("repeat", reason=reason))
+            self._append(self._round.record("repeat", reason=reason))
         raise RunStoppedError(f"round {self.state.rounds_done} failed {plan.tries_per_round} times: {reason}")
 
     def _send(self, target: str, data: FLModel, callback: Any) -> None:
@@ -183,15 +204,18 @@ class DiffusionFedAvg(FedAvg):
         """The checkpoint first, then the round's line: a line in rounds.jsonl means that its model is safe."""
         self.persist(self.state)
         if self._record is not None:
-            records.append(self.job.rounds_file, self._record)
+            self._append(self._record)
+
+    def _append(self, record: records.RoundRecord) -> None:
+        records.append(self.job.rounds_file, record)
+        job_results.publish(self.job)
 
     def persist(self, state: Checkpoint) -> None:
         """Hands a state to the persistor as NVFlare's learnable."""
         super().save_model(FLModel(params=state.weights, meta={CheckpointPersistor.META_STATE: state}))
 
     def _note(self, event: records.Event, reason: str | None = None) -> None:
-        records.append(
-            self.job.rounds_file,
+        self._append(
             records.RoundRecord(
                 event=event,
                 time=now(),
@@ -200,5 +224,5 @@ class DiffusionFedAvg(FedAvg):
                 round=self._state.rounds_done if self._state else self.job.submission.start_round,
                 reason=reason,
                 stamps=self.job.stamps if event == "started" else (),
-            ),
+            )
         )
