@@ -7,7 +7,7 @@ TORCH := 2.13.0
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: help setup check test test-all demo lock sbom clean
+.PHONY: help setup check test test-all demo federation lock sbom clean
 
 help: ## what each verb does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ test-all: $(STAMP) ## the long tests too, in parts that can be resumed (a part t
 demo: $(STAMP) ## three hospitals, one model, 64 synthetic slices, one report (8 minutes on two cores)
 	$(BIN)/fedscan demo --out demo
 
+federation: $(STAMP) ## a provisioned federation on this machine: kits, mutual TLS, one private job (3 minutes on two cores)
+	$(BIN)/fedscan federation demo --out federation
+
 lock: $(STAMP) ## renew requirements.lock from pyproject.toml
 	@echo "torch==$(TORCH)" > $(VENV)/torch.txt # else the newest CUDA build's own packages would come into the lock
 	$(BIN)/pip-compile --quiet --extra dev --generate-hashes --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --unsafe-package torch -c $(VENV)/torch.txt -o requirements.lock pyproject.toml
@@ -48,4 +51,4 @@ sbom: $(STAMP) ## sbom.json: every installed package, CycloneDX
 	@echo sbom.json
 
 clean: ## remove .venv, demo and caches
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .test-all sbom.json
+	rm -rf $(VENV) demo federation .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .test-all sbom.json

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedscan.cli import audit, job, policy, site, site_backup, site_commands, store
+from fedscan.cli import audit, federation, job, policy, site, site_backup, site_commands, store
 from fedscan.cli.budget import budget
 from fedscan.cli.deal import deal
 from fedscan.cli.demo import demo
@@ -32,7 +32,7 @@ patients out.
 trains it over the sites, `job resume` goes on after a stop, `generate` draws synthetic slices from the model,
 `warm-start` makes a public start for private training, `deal` splits one store over several sites for a study.
 
-**To see it all at once:** `demo`.""",
+**To see it all at once:** `demo`, and `federation demo` for provisioned sites.""",
 )
 
 
@@ -67,6 +67,7 @@ app.command("warm-start")(warm_start)
 app.command("deal")(deal)
 app.command("generate")(generate)
 app.command("demo")(demo)
+app.add_typer(federation.app, name="federation")
 
 
 def main() -> None:

@@ -24,9 +24,10 @@ SNAPSHOT_STORE = "snapshot-storage"
 LOG_FILE_BYTES = 5 * 1024 * 1024
 LOG_FILES_KEPT = 4
 
-PRIVACY_COMPONENTS: tuple[dict[str, Any], ...] = ()
+BYTE_COUNTER = "fedscan.federation.byte_counter.SiteByteCounter"
+PRIVACY_COMPONENTS: tuple[dict[str, Any], ...] = ({"id": "fedscan_gate", "path": GATE, "args": {}},)
 """Built in a site's job process after all of the job's own components, so that they have the last word."""
-PARENT_COMPONENTS: tuple[dict[str, Any], ...] = ()
+PARENT_COMPONENTS: tuple[dict[str, Any], ...] = ({"id": "fedscan_byte_counter", "path": BYTE_COUNTER, "args": {}},)
 """Ours in a site's parent process."""
 
 SERVER_COMPONENTS: tuple[dict[str, Any], ...] = (
@@ -128,11 +129,6 @@ def server_authorization() -> dict[str, Any]:
 
 def server_places() -> dict[str, Any]:
     """The server's local/server.json: runs and shelf below its kit, until its operator names other places."""
-    return {"run_folder": "runs/{run_id}", "shelf": "shelf"}
-
-
-def server_places() -> dict[str, Any]:
-    """The server's local/server.json: below the kit, until `fedscan server places` says otherwise."""
     return {"run_folder": "runs/{run_id}", "shelf": "shelf"}
 
 

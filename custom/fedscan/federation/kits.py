@@ -92,7 +92,7 @@ def provision(folder: Path, sites: Mapping[str, SitePlaces], server: ServerPlace
         folder.mkdir(parents=True)
         description = project(tuple(sites), free_ports(2))
         (folder / "project.yml").write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
-        _run_provisioner(folder)
+        run_provisioner(folder)
         federation = Federation(folder, tuple(sites))
         _set_up_server(federation, server)
         for site, places in sites.items():
@@ -102,8 +102,10 @@ def provision(folder: Path, sites: Mapping[str, SitePlaces], server: ServerPlace
     return federation
 
 
-def _run_provisioner(folder: Path) -> None:
-    command = [sys.executable, "-m", "nvflare.lighter.provision", "-p", str(folder / "project.yml"), "-w", str(folder)]
+def run_provisioner(folder: Path, *options: str) -> None:
+    """`nvflare provision` of FOLDER/project.yml into FOLDER, with options of its own. Raises ProvisionError."""
+    where = ["-p", str(folder / "project.yml"), "-w", str(folder), "--force"]
+    command = [sys.executable, "-m", "nvflare.lighter.provision", *where, *options]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
     if done.returncode:
         raise ProvisionError(f"nvflare provision failed ({done.returncode}): {done.stderr.strip()[-500:]}")

@@ -47,11 +47,28 @@ def start(federation: Federation, name: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-u", "-m", f"nvflare.private.fed.app.{kind}.{kind}_train"]
     command += ["-m", str(kit), "-s", f"fed_{kind}.json", "--set", *settings]
     (kit / "transfer").mkdir(exist_ok=True)
-    with (kit / "console.log").open("ab") as console:
+    return _spawn(kit, command, environment(kit))
+
+
+def start_by_script(kit: Path) -> subprocess.Popen[bytes]:
+    """Starts a server's or site's kit by its own sub_start.sh --once, which replaces itself by the parent process.
+
+    Of this process's environment it has PATH (with this Python first), HOME and LANG: the script sets the rest.
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    given = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR", "OMP_NUM_THREADS") if name in os.environ}
+    script = kit.resolve() / "startup" / "sub_start.sh"
+    return _spawn(kit.resolve(), [str(script), "--once"], given | {"PATH": path, "PYTHONUNBUFFERED": "1"})
+
+
+def _spawn(kit: Path, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+    """With its words in KIT/console.log, in a session of its own, and no longer alive than this process."""
+    opened = os.open(kit / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with os.fdopen(opened, "ab") as console:
         return subprocess.Popen(
             command,
             cwd=kit,
-            env=environment(kit),
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,
