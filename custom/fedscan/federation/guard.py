@@ -22,6 +22,7 @@ from fedscan.federation.messages import (
     parse_answer,
     parse_private_answer,
 )
+from fedscan.federation.passed_answer import note_passed
 from fedscan.federation.places import CLIENT_CONFIG, plan_and_submission, site_places
 from fedscan.federation.site_setup import SiteSetup
 from fedscan.plan import Plan, Submission
@@ -62,10 +63,12 @@ class OutboundGuard(Filter):  # type: ignore[misc]
         """The fresh reply; the constant refusal for anything else."""
         try:
             self._job = self._job or _job(fl_ctx)
-            return fresh_reply(shareable, *self._job)
+            fresh = fresh_reply(shareable, *self._job)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong here, nothing leaves, and its text stays here
             self._note(error, fl_ctx)
-            return make_reply(REFUSED_BY_POLICY)
+            fresh = make_reply(REFUSED_BY_POLICY)
+        note_passed(fresh)
+        return fresh
 
     def _note(self, error: Exception, fl_ctx: FLContext) -> None:
         """Our own texts say what is wrong; of others only the kind is kept."""

@@ -1,0 +1,104 @@
+"""Judges, counts and releases the frames of one process of a site."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedscan.federation import gate_tables, refusals
+from fedscan.federation.byte_log import INSIDE, PARENT, ByteLog
+from fedscan.federation.gate_frames import BlockedError, Frame, Parts, frame_bytes
+from fedscan.federation.gate_rules import PassedAnswer, judge, place
+from fedscan.federation.site_folder import state_of
+
+SERVER = "server"
+_MOST_NOTES = 200
+"""Of one process: nobody fills a site's disk by sending."""
+Release = Callable[[list[Frame]], None]
+
+
+class Door:
+    """Called from all threads of the process that send, for each frame, with the function that sends it.
+
+    What it notes before `keep_in` says where is kept in memory: NVFlare tells a component its workspace late.
+    """
+
+    def __init__(self, passed: Callable[[], PassedAnswer | None]) -> None:
+        self._passed = passed
+        self._lock = threading.RLock()
+        self._parts = Parts()
+        self._log: ByteLog | None = None
+        self._local: Path | None = None
+        self._constants: dict[str, Any] = {}
+        self._waiting: dict[str, list[tuple[str, int]]] = {}
+        self._notes: dict[tuple[str, str], None] = {}
+
+    def keep_in(self, local: Path) -> None:
+        """What is noted goes into the state folder of the site with this KIT/local. Raises OSError."""
+        with self._lock:
+            if self._local is not None:
+                return
+            self._local = local
+            for where, reason in self._notes:
+                self._write_note(where, reason)
+            if self._log is not None:
+                self._log.write_to(state_of(local))
+
+    def __call__(self, frame: Frame, release: Release) -> None:
+        """Releases what may go. Raises BlockedError for what may not, and OSError where it cannot be counted."""
+        with self._lock:
+            log = self._open_log(frame)
+            allowed = [frame] if frame.kind == "data" and frame.stays() else self._judged(frame, log)
+            for one in allowed:
+                self._count(one, log)
+        if allowed:
+            release(allowed)
+
+    def note(self, where: str, reason: str) -> None:
+        """Kind and topic of what stayed here; each once."""
+        with self._lock:
+            if (where, reason) not in self._notes and len(self._notes) < _MOST_NOTES:
+                self._notes[where, reason] = None
+                self._write_note(where, reason)
+
+    def _open_log(self, frame: Frame) -> ByteLog:
+        if self._log is None:
+            self._log = ByteLog(frame.job or PARENT)
+            if self._local is not None:
+                self._log.write_to(state_of(self._local))
+        return self._log
+
+    def _judged(self, frame: Frame, log: ByteLog) -> list[Frame]:
+        try:
+            return self._parts.add(frame, self._judge) if frame.is_part else self._judge([frame])
+        except BlockedError as error:
+            log.count(place(frame), SERVER, frame_bytes(frame), blocked=True)
+            self.note(place(frame), str(error))
+            raise
+
+    def _judge(self, frames: list[Frame]) -> list[Frame]:
+        if frames[0].job:
+            for name in gate_tables.CONSTANT_HEADERS:
+                if name in frames[0].headers:
+                    self._constants.setdefault(name, frames[0].headers[name])
+        judgement = judge(frames, self._passed(), self._constants)
+        for path in judgement.taken_out:
+            self.note(place(frames[0]), f"taken out: {path}")
+        return judgement.frames
+
+    def _count(self, frame: Frame, log: ByteLog) -> None:
+        """Where a connection leads is known after its handshake alone."""
+        size = frame_bytes(frame)
+        if not frame.peer:
+            self._waiting.setdefault(frame.connection, []).append((place(frame), size))
+            return
+        to = INSIDE if frame.peer.partition(".")[0] == frame.site else SERVER
+        for where, earlier in self._waiting.pop(frame.connection, []):
+            log.count(where, to, earlier)
+        log.count(place(frame), to, size)
+
+    def _write_note(self, where: str, reason: str) -> None:
+        if self._local is not None:
+            refusals.note(state_of(self._local), "gate", [f"{where}: {reason}"])
