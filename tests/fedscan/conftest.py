@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,18 +14,15 @@ from ctslices.phantom import chest_slices
 from ctslices.store import write_store
 from fedscan.federation import kits
 
-BUILDER = "fedscan.federation.kit_builder.StrictKitBuilder"
 
-
-def provision(folder: Path, name: str = "fedscan-local", strict: bool = True) -> Path:
+def provision(folder: Path, name: str = kits.PROJECT, strict: bool = True) -> Path:
     """Provisions a server, two sites and a lead; returns the folder of their kits."""
     folder.mkdir(parents=True)
-    description = kits.project(("hosp-a", "hosp-b"), kits.free_ports(4)) | {"name": name}
-    others = [builder for builder in description["builders"] if builder["path"] != BUILDER]
-    description["builders"] = [*([{"path": BUILDER}] if strict else []), *others]
+    description = kits.project(("hosp-a", "hosp-b"), kits.free_ports(2)) | {"name": name}
+    if not strict:
+        description["builders"] = [one for one in description["builders"] if "fedscan" not in one["path"]]
     (folder / "project.yml").write_text(yaml.safe_dump(description, sort_keys=False))
-    command = ["-m", "nvflare.lighter.provision", "-p", str(folder / "project.yml"), "-w", str(folder)]
-    subprocess.run([sys.executable, *command], cwd=folder, capture_output=True, check=True, timeout=120)
+    kits.run_provisioner(folder)
     return folder / name / "prod_00"
 
 
@@ -75,3 +70,13 @@ def put_kit(tmp_path: Path) -> Callable[[Path], Path]:
         return tmp_path / "kit"
 
     return put
+
+
+@pytest.fixture
+def installed(kit: Path, store: Path) -> Path:
+    """The kit of hosp-a, installed over a store of twelve patients."""
+    from fedscan.federation.site_install import Choices, install
+    from fedscan.privacy.site_init import policy_with
+
+    install(kit, Choices(store=store, policy=policy_with(["min_patients=10", "max_delta=1e-3"])))
+    return kit

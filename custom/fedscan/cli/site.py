@@ -92,35 +92,6 @@ def init(
     )
 
 
-@app.command("check")
-def check(site: SiteOption, as_json: AsJson = False) -> None:
-    """Say all that is wrong with a site's own files, at once: key, ledger, anchor, policy, store.
-
-    The ledger is also held against the last entry that a server sent back. Exit status 1: something must be mended.
-
-    Example: `fedscan site check --site SITE.json`
-    """
-    from fedscan.privacy import site_check
-    from fedscan.privacy.site_file import Site, SiteError
-    from fedscan.training.site_store import store_facts
-
-    try:
-        opened = Site.open(site)
-    except SiteError as error:
-        fail(str(error))
-    findings = site_check.check(opened, store_facts(opened.store))
-    errors = [finding for finding in findings if finding.level == "error"]
-    if as_json:
-        print_json({"ok": not errors, "findings": [finding.__dict__ for finding in findings]})
-    else:
-        for finding in findings:
-            typer.echo(f"{finding.level}: {finding.text}")
-    if errors:
-        raise typer.Exit(1)
-    if not as_json:
-        typer.echo(f"{opened.name} is fit for jobs that its policy allows.")
-
-
 @app.command("approve")
 def approve(
     site: SiteOption,

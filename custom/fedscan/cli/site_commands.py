@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import typer
 
+from fedscan.cli.site_check import check
 from fedscan.cli.site_install import install
 
 
 def register(app: typer.Typer) -> None:
     """Adds them to `fedscan site`."""
     app.command("install")(install)
+    app.command("check")(check)

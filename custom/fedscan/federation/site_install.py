@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ctslices.files import sync_folder, write_whole
-from fedscan.federation import site_certificates, site_federations
-from fedscan.federation.places import PlacesError, SitePlaces, site_places
+from ctslices.files import sync_folder
+from fedscan.federation import site_federations, site_preflight, site_scope
 from fedscan.federation.site_kit import Kit, KitError
 from fedscan.federation.site_modes import close_kit
 from fedscan.privacy.limits import Limits
-from fedscan.privacy.own_files import OwnFileError, read_object
 from fedscan.privacy.policy import Policy, Unreadable
 from fedscan.privacy.site_file import SITE_JSON, Site, SiteError
 from fedscan.privacy.site_init import init
 from fedscan.privacy.store_facts import StoreFacts
 from fedscan.training.site_store import store_facts
-
-PRIVACY_JSON = "privacy.json"
 
 
 class InstallError(ValueError):
@@ -102,8 +97,8 @@ def install(folder: Path, choices: Choices) -> Installed:
     except KitError as error:
         raise InstallError(str(error)) from None
     store_of(choices, kit.folder)
-    if errors := [flaw.text for flaw in site_certificates.flaws(kit.startup, kit.site) if not flaw.warning]:
-        raise InstallError("certificates: " + "; ".join(errors) + ": ask the lead for a renewed kit")
+    if errors := site_preflight.of_the_kit_alone(kit):
+        raise InstallError("the kit is not a strict one:\n" + "\n".join(f"  {one.text}: {one.fix}" for one in errors))
     home = private_folder(kit.folder, choices.private)
     with _locked(home):
         return _install_locked(kit, home, choices)
@@ -121,12 +116,16 @@ def _install_locked(kit: Kit, home: Path, choices: Choices) -> Installed:
     if site_federations.note(home, known, kit):
         done.append(f"federation {kit.project!r} is noted as the one of this kit")
     done += _link(kit, site)
-    done += _scope(kit, site.path.resolve())
+    try:
+        if site_scope.set_site(kit.local, site.path.resolve()):
+            done.append(f"{kit.local / site_scope.PRIVACY_JSON} lets jobs train under {site.path.resolve()}")
+    except site_scope.ScopeError as error:
+        raise InstallError(str(error)) from None
     return Installed(kit, site, tuple(done), warnings)
 
 
 @contextlib.contextmanager
-def _locked(home: Path) -> Any:
+def _locked(home: Path) -> Iterator[None]:
     old_umask = os.umask(0o077)
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -142,6 +141,7 @@ def _site(kit: Kit, home: Path, choices: Choices) -> tuple[Site, tuple[str, ...]
     try:
         present = present_site(kit.folder, home)
         if present is not None and present.name == kit.site:
+            _must_be_the_hospitals(kit, present)
             return present, _unlike(present, choices), []
         if present is not None:
             raise InstallError(
@@ -168,6 +168,16 @@ def _site(kit: Kit, home: Path, choices: Choices) -> tuple[Site, tuple[str, ...]
         f"policy: {file.policy}",
     ]
     return made.site, made.warnings, said
+
+
+def _must_be_the_hospitals(kit: Kit, present: Site) -> None:
+    """A site.json that came with the kit would be the lead's policy."""
+    file, folder = present.file, kit.folder.resolve()
+    if any(place.resolve().is_relative_to(folder) for place in (file.policy, file.key, file.ledger)):
+        raise InstallError(
+            f"{present.path} keeps policy, key or ledger in the kit itself: if it came with the kit, delete it; if it "
+            "is yours, move those files out of the kit and correct it"
+        )
 
 
 def _unlike(present: Site, choices: Choices) -> tuple[str, ...]:
@@ -197,42 +207,3 @@ def _link(kit: Kit, site: Site) -> list[str]:
     os.replace(temporary, place)
     sync_folder(place.parent)
     return [f"{place} names {wanted}"]
-
-
-def scope_of(privacy: dict[str, Any]) -> dict[str, Any]:
-    """The one scope of privacy.json. Raises InstallError."""
-    scopes = privacy.get("scopes")
-    if isinstance(scopes, list) and len(scopes) == 1 and isinstance(scopes[0], dict):
-        return scopes[0]
-    raise InstallError(
-        f"local/{PRIVACY_JSON} has not one scope: this kit was not made by Fedscan's builder "
-        "(site_configs/project.yml); ask the lead for one that was"
-    )
-
-
-def is_scope_of(properties: object, site_file: Path) -> bool:
-    """Whether a scope's properties name this site.json, and nothing else."""
-    try:
-        return site_places(properties) == SitePlaces(site_file=site_file)
-    except PlacesError:
-        return False
-
-
-def _scope(kit: Kit, site_file: Path) -> list[str]:
-    path = kit.local / PRIVACY_JSON
-    try:
-        privacy = read_object(path, f"local/{PRIVACY_JSON}")
-    except OwnFileError as error:
-        raise InstallError(str(error)) from None
-    scope = scope_of(privacy)
-    properties = scope.get("properties") or {}
-    if is_scope_of(properties, site_file):
-        return []
-    if properties:
-        raise InstallError(
-            f"local/{PRIVACY_JSON}: the scope's properties are set already, and not by this command "
-            f"({', '.join(sorted(map(str, properties)))}): set them to {{}} if this kit is to be installed"
-        )
-    scope["properties"] = {"site_file": str(site_file)}
-    write_whole(path, (json.dumps(privacy, indent=2) + "\n").encode(), mode=0o600)
-    return [f"{path} lets jobs train under {site_file}"]
