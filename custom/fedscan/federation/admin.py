@@ -40,7 +40,7 @@ class UnreachableError(AdminError):
 
 
 class NotNowError(AdminError):
-    """The job is not in the state that the command needs: not running, or not ended."""
+    """The job is not in the state that the command needs: not running, not ended, loading, or about to end."""
 
 
 class NotAllowedError(AdminError):
@@ -105,7 +105,7 @@ def _plain_words(what: str) -> Iterator[None]:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
-    except (NoConnection, SessionClosed, AuthenticationError, ConnectionError, TimeoutError, NoReply) as error:
+    except (NoConnection, SessionClosed, AuthenticationError, ConnectionError, TimeoutError) as error:
         raise UnreachableError(f"{what}: the server did not answer ({_words(error)})") from error
     except AuthorizationError as error:
         raise NotAllowedError(
@@ -113,7 +113,7 @@ def _plain_words(what: str) -> Iterator[None]:
         ) from error
     except JobNotFound as error:
         raise UnknownJobError(f"{what}: the server knows no such job of yours") from error
-    except (JobNotRunning, JobNotDone) as error:
+    except (JobNotRunning, JobNotDone, NoReply) as error:
         raise NotNowError(f"{what}: {_words(error)}") from error
     except InvalidJobDefinition as error:
         raise AdminError(f"{what}: NVFlare does not take the job: {_words(error)}") from error
@@ -136,6 +136,12 @@ def wait_for_sites(opened: Session, sites: Sequence[str], check: Callable[[], No
         if time.monotonic() > deadline:
             raise AdminError(f"these sites did not register in {START_TIMEOUT_S:.0f} s: {', '.join(sorted(missing))}")
         time.sleep(0.2)
+
+
+def connected(opened: Session) -> list[str]:
+    """The sites that the server hears. Raises AdminError."""
+    with _plain_words("sites"):
+        return [str(client.name) for client in opened.get_system_info().client_info]
 
 
 def submit(opened: Session, job: Path) -> str:

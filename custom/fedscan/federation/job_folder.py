@@ -110,6 +110,14 @@ def read_plan(job: Path) -> Plan:
     return parse_plan(_read(job / CLIENT_PATH).get("plan"), str(CLIENT_PATH))
 
 
+def read_submission(job: Path) -> Submission:
+    """The job's submission. Raises JobError."""
+    try:
+        return Submission.model_validate(_read(job / CLIENT_PATH).get("submission"))
+    except ValidationError as error:
+        raise JobError(validation_findings(error, str(CLIENT_PATH), "submission")) from None
+
+
 def parse_plan(raw: object, where: str) -> Plan:
     """A plan from JSON data. Raises JobError with one finding a field."""
     try:

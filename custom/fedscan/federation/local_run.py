@@ -16,7 +16,18 @@ from typing import Annotated, Self
 from filelock import FileLock, Timeout
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from fedscan.federation import admin, job_check, job_folder, kits, processes, records, run_sites
+from fedscan.federation import (
+    admin,
+    federation_file,
+    job_check,
+    job_folder,
+    kits,
+    processes,
+    records,
+    run_lines,
+    run_sites,
+)
+from fedscan.federation.federation_file import FederationFile
 from fedscan.federation.findings import JobError
 from fedscan.federation.places import ServerPlaces, SitePlaces
 from fedscan.federation.records import RoundRecord
@@ -27,7 +38,8 @@ RUN_FILE = "run.json"
 END_GRACE_S = 20.0
 _SILENT_HINT = "; why a site gave none stands in rounds.jsonl or, under a policy, in refusals.jsonl of its state folder"
 _REFUSED_HINT = "; a site that refused it noted why in refusals.jsonl of its state folder (see `fedscan policy check`)"
-_BEFORE_THE_START = {".lock", ".job.partial", "job", "shelf", RUN_FILE + ".partial"}
+_BEFORE_THE_START = {".lock", ".job.partial", "job", "shelf", federation_file.FILE, f"{federation_file.FILE}.partial"}
+_BEFORE_THE_START |= {f"{RUN_FILE}.partial"}
 
 
 class RunError(RuntimeError):
@@ -97,7 +109,7 @@ def run(
     `no_policy` a slice store will do, and every output is stamped so. `reproducible_noise_seed`: for demonstrations;
     a site's policy must allow it. Raises RunError; JobError when the job or a site is not fit to run.
     """
-    if not _is_fresh(out):
+    if not is_fresh(out):
         raise RunError(f"{out} exists and is not empty: choose another --out, or go on with `fedscan job resume {out}`")
     sources = run_sites.read(sites)
     findings = [*run_sites.findings(sources, no_policy), *job_check.check(job, sources.stores, init)]
@@ -111,7 +123,7 @@ def run(
         raise JobError(errors)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     out.chmod(0o700)  # it may have been there, empty and open to all
-    with _locked(out):
+    with locked(out):
         submission = Submission.new()
         job_folder.copy_for_run(job, out / "job", sites=sorted(sites), submission=submission)
         _shelve(out, plan, init or job_folder.remembered_init(job))
@@ -124,7 +136,8 @@ def run(
             stamps=run_sites.stamps(sources, reproducible_noise_seed),
             reproducible_noise_seed=reproducible_noise_seed,
         )
-        _write_whole(out / RUN_FILE, run_file.model_dump_json(indent=2) + "\n")
+        FederationFile(run_id=submission.run_id, plan_digest=plan.digest).write(out)
+        job_folder.write_json(out / RUN_FILE, run_file.model_dump(mode="json"))
         return _attempt(out, run_file, plan, listen)
 
 
@@ -136,7 +149,7 @@ def resume(out: Path, listen: Listener = lambda _: None) -> Path:
         raise RunError(
             f"{out} holds no run that can go on ({RUN_FILE}: {type(error).__name__}): start it with `fedscan job run`"
         ) from None
-    with _locked(out):
+    with locked(out):
         if left := processes.stop_all(out):
             listen(Progress(f"ended {left} processes that an earlier command left"))
         plan = job_folder.read_plan(out / "job")
@@ -154,15 +167,21 @@ def resume(out: Path, listen: Listener = lambda _: None) -> Path:
         return _attempt(out, run_file, plan, listen)
 
 
-def _is_fresh(out: Path) -> bool:
+def is_fresh(out: Path) -> bool:
     """Nothing is there, or only what a command that was killed before it began has left."""
     if not out.exists():
         return True
-    return out.is_dir() and {entry.name for entry in out.iterdir()} <= _BEFORE_THE_START
+    if not out.is_dir() or not {entry.name for entry in out.iterdir()} <= _BEFORE_THE_START:
+        return False
+    try:
+        file = federation_file.read(out)
+    except federation_file.FederationFileError:
+        return False
+    return file is None or not file.jobs
 
 
 @contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[None]:
     old_umask = os.umask(0o077)
     try:
         with FileLock(out / ".lock", timeout=0, mode=0o600):
@@ -254,7 +273,7 @@ def _watch(
         seen += len(new)
         for record in new:
             if record.event != "asked":
-                listen(Progress(_describe(record, plan), record))
+                listen(Progress(run_lines.describe(record, plan), record))
         if any(record.event == "finished" for record in new):
             processes.wait_for_jobs(out, END_GRACE_S)
             return
@@ -270,22 +289,3 @@ def _advice(out: Path, what: str) -> str:
     return (
         f"{what}. Nothing that was checkpointed is lost: go on with `fedscan job resume {out}`; logs: {out}/federation"
     )
-
-
-def _describe(record: RoundRecord, plan: Plan) -> str:
-    if record.event == "round" and record.round is not None:
-        answered = sum(entry.answered for entry in record.sites.values())
-        loss = f"{record.loss:.4f}" if record.loss is not None else "-"
-        return f"round {record.round + 1}/{plan.rounds}: {answered} of {len(record.asked)} sites, loss {loss}"
-    if record.event == "repeat":
-        return f"round asked again: {record.reason}"
-    return {"started": "the server has the model", "finished": "all rounds done"}.get(record.event, str(record.reason))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -130,5 +130,8 @@ def _answers(job: ServerJob) -> Iterator[tuple[str, SiteEntry]]:
 def _scale_of_start(job: ServerJob) -> dict[str, Any]:
     if job.plan.init_sha256 is None:
         return {"values": "hu", "field_mm": None}
-    told = model_file.load_model(_on_the_shelf(job, job.plan.init_sha256)).provenance
+    try:
+        told = model_file.load_model(_on_the_shelf(job, job.plan.init_sha256)).provenance
+    except FileNotFoundError:  # a submitter who saves a lost job's model has no shelf
+        return {}
     return {key: told[key] for key in ("values", "field_mm") if key in told}

@@ -13,7 +13,6 @@ from nvflare.apis.fl_context import FLContext
 from fedscan.federation import job_folder, job_form, places, site_heads, verdict
 from fedscan.plan import Plan, Submission
 
-
 RESULTS = "fedscan"
 """Folder below NVFlare's own folder of a job."""
 

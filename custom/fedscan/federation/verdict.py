@@ -1,4 +1,4 @@
-"""verdict.json: what a run came to by our own rules, whatever NVFlare's status says. One pure function over its records."""
+"""verdict.json: what a run came to by our own rules, whatever NVFlare's status says: one pure function."""
 
 from __future__ import annotations
 
@@ -82,19 +82,21 @@ def verdict(
     *,
     named: Sequence[str] = (),
     model_sha256: str | None = None,
+    refused_at_deployment: Mapping[str, str] | None = None,
     nvflare_status: str | None = None,
 ) -> Verdict:
     """Judges a run by its records.
 
     `named`: the sites that the job is for, so that one that never took part is seen. `model_sha256`: of the written
-    model file, None where there is none. Records of other plans are a failing. Raises EventError for a private run
-    that asked a site which the plan does not know.
+    model file, None where there is none. `refused_at_deployment`: sites that did not take the job, and their word.
+    Records of another plan are a failing. Raises EventError for a private run that asked a site which the plan does
+    not know.
     """
     read = list(records)
     own = [record for record in read if record.plan_digest == plan.digest]
     last = {record.round: record for record in own if record.event == "round" and record.round is not None}
     rounds = tuple(_round(own, last[number]) for number in sorted(last))
-    sites = _sites(plan, own, last.values(), named)
+    sites = _sites(plan, own, last.values(), named, refused_at_deployment or {})
     ended = _ending(own)
     failings = [*_strangers(read, own), *_incomplete(plan, own, rounds, ended), *_worthless(plan, last)]
     if model_sha256 is None and ended == "finished":
@@ -140,12 +142,16 @@ def _round(own: Sequence[RoundRecord], record: RoundRecord) -> RoundShare:
 
 
 def _sites(
-    plan: Plan, own: Sequence[RoundRecord], final: Iterable[RoundRecord], named: Sequence[str]
+    plan: Plan,
+    own: Sequence[RoundRecord],
+    final: Iterable[RoundRecord],
+    named: Sequence[str],
+    refused_at_deployment: Mapping[str, str],
 ) -> dict[str, SiteShare]:
     tries = [record for record in own if record.event in ("round", "repeat")]
     asked = run_privacy.asked(own) if plan.privacy else Counter(site for one in tries for site in one.asked)
     answered = Counter(site for one in final for site, entry in one.sites.items() if entry.answered)
-    refusals: dict[str, Counter[str]] = {}
+    refusals = {site: Counter({f"at deployment: {word}": 1}) for site, word in refused_at_deployment.items()}
     for rejection in _rejections(own):
         refusals.setdefault(rejection.site, Counter())[rejection.reason] += 1
     epsilons: Mapping[str, dict[str, float | None]] = (
@@ -239,7 +245,8 @@ def _numbers(values: Sequence[int]) -> str:
 
 def lines(judged: Verdict) -> Iterator[str]:
     """The print-out."""
-    yield f"{judged.name}: {'good' if judged.good else 'NOT good'}, {judged.rounds_done} of {judged.rounds_planned} rounds"
+    word = "good" if judged.good else "NOT good"
+    yield f"{judged.name}: {word}, {judged.rounds_done} of {judged.rounds_planned} rounds"
     for text in judged.failings:
         yield f"  failing: {text}"
     for text in judged.reservations:
