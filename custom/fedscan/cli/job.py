@@ -1,37 +1,24 @@
-"""`fedscan job ...`: make, check, run and resume jobs."""
+"""`fedscan job ...`: make, check and renew jobs; job_run.py runs them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedscan.cli import job_run
+from fedscan.cli.job_common import AsJson, Init, Job, Site, fail_with, named_sites, names
 from fedscan.cli.output import fail, print_json, print_table
 
 if TYPE_CHECKING:
     from fedscan.federation.findings import Finding
-    from fedscan.federation.local_run import Listener
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Make, check, run and resume jobs. A job is three JSON files that carry a plan; it ships no code.",
+    help="Make, check, submit, run, watch, resume jobs. A job is three JSON files that carry a plan; it ships no code.",
 )
-
-Site = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--site",
-        metavar="NAME=SITE.json",
-        help="A site and its site.json (or its kit), or a slice store alone; once for each site.",
-    ),
-]
-Init = Annotated[
-    Path | None,
-    typer.Option("--init", metavar="MODEL", help="Start from this model file (model.safetensors of another run)."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 @app.command("new")
@@ -84,10 +71,10 @@ def new(
 
     try:
         plan = job_folder.new(
-            template, out, settings or [], _names(sites), init, patients=_sizes(patients), sample_rate=sample_rate
+            template, out, settings or [], names(sites), init, patients=_sizes(patients), sample_rate=sample_rate
         )
     except JobError as error:
-        _fail_with(error.findings)
+        fail_with(error.findings)
     if as_json:
         print_json({"job": str(out), "plan_digest": plan.digest, "plan": plan.model_dump(mode="json")})
     else:
@@ -96,7 +83,7 @@ def new(
 
 @app.command("check")
 def check(
-    job: Annotated[Path, typer.Argument(metavar="JOB", help="A job folder.")],
+    job: Job,
     site: Site = None,
     init: Init = None,
     as_json: AsJson = False,
@@ -109,7 +96,7 @@ def check(
     """
     from fedscan.federation import job_check, run_sites
 
-    sources = run_sites.read(_sites(site))
+    sources = run_sites.read(named_sites(site))
     findings = [*sources.errors, *job_check.check(job, sources.stores, init)]
     findings += _refusals(job, sources.site_files, findings)
     errors = [f for f in findings if f.level == "error"]
@@ -123,79 +110,30 @@ def check(
         typer.echo(f"{job} is fit to run.")
 
 
-@app.command("run")
-def run(
-    job: Annotated[Path, typer.Argument(metavar="JOB", help="A job folder.")],
-    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="The run's folder; it must not exist or be empty.")],
-    site: Site = None,
-    init: Init = None,
-    threads: Annotated[
-        int, typer.Option(min=1, help="CPU threads of a store's trainer; a site.json has limits of its own.")
-    ] = 1,
-    no_policy: Annotated[
-        bool,
-        typer.Option("--no-policy", help="Take stores alone: no policy, no ledger; every output is stamped so."),
-    ] = False,
-    reproducible_noise: Annotated[
-        int | None,
-        typer.Option(
-            metavar="SEED",
-            help="Under DP: noise that anybody can repeat, for demos; every site's policy must allow it.",
-        ),
-    ] = None,
-) -> None:
-    """Run a job on this machine: a server and a process for each site, provisioned, over mutual TLS on loopback.
+@app.command("renew")
+def renew(job: Job, as_json: AsJson = False) -> None:
+    """Make a new submission of a job: new run, new nonce, good for 30 days; the plan stays.
 
-    Each site runs under the policy and the ledger of its site.json. Ends with RUN/model.safetensors. Whatever stops
-    it, `fedscan job resume RUN` goes on from the newest checkpoint.
-
-    Example: `fedscan job run my-job --site a=A/site.json --site b=B/site.json --out RUN`
+    A site takes a submission once: a job that was submitted before must be renewed to be submitted again.
     """
-    from fedscan.federation import local_run
+    from fedscan.federation import job_check, job_folder
     from fedscan.federation.findings import JobError
+    from fedscan.plan import Submission
 
-    sites = _sites(site)
-    if not sites:
-        fail("no site is named: give --site NAME=SITE.json once for each site")
+    if finding := job_check.no_job(job):
+        fail_with([finding])
     try:
-        model = local_run.run(
-            job,
-            sites,
-            out,
-            init,
-            threads,
-            _listener(),
-            no_policy=no_policy,
-            reproducible_noise_seed=reproducible_noise,
-        )
+        plan = job_folder.read_plan(job)
+        submission = Submission.new()
+        job_folder.renew(job, submission)
     except JobError as error:
-        _fail_with(error.findings)
-    except local_run.RunError as error:
-        fail(str(error))
+        fail_with(error.findings)
     except OSError as error:
-        fail(_disk(error))
-    except KeyboardInterrupt:
-        fail(f"stopped by you. Go on with: fedscan job resume {out}")
-    typer.echo(str(model))
-
-
-@app.command("resume")
-def resume(run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]) -> None:
-    """Go on with a run from its newest checkpoint, in the same folder."""
-    from fedscan.federation import local_run
-    from fedscan.federation.findings import JobError
-
-    try:
-        model = local_run.resume(run_folder, _listener())
-    except JobError as error:
-        _fail_with(error.findings)
-    except local_run.RunError as error:
-        fail(str(error))
-    except OSError as error:
-        fail(_disk(error))
-    except KeyboardInterrupt:
-        fail(f"stopped by you. Go on with: fedscan job resume {run_folder}")
-    typer.echo(str(model))
+        fail(f"{job} cannot be written: {error.strerror}")
+    if as_json:
+        print_json({"job": str(job), "plan_digest": plan.digest, **submission.model_dump(mode="json")})
+    else:
+        typer.echo(f"{job}: run {submission.run_id[:12]}, plan {plan.digest[:12]}, good until {submission.expires}")
 
 
 @app.command("fields")
@@ -229,14 +167,9 @@ def _refusals(job: Path, site_files: dict[str, Path], known: list[Finding]) -> l
     return policy.refusals(job, asked)
 
 
-def _names(said: list[str] | None) -> list[str]:
-    """A list with commas, over one option or several of them."""
-    return [name.strip() for item in said or [] for name in item.split(",") if name.strip()]
-
-
 def _sizes(patients: list[str] | None) -> dict[str, int]:
     sizes: dict[str, int] = {}
-    for item in _names(patients):
+    for item in names(patients):
         name, _, size = item.partition("=")
         if not name or not size.isascii() or not size.isdigit() or int(size) < 1:
             fail(f"--patients must be NAME=NUMBER, NAME=NUMBER, ... of at least 1 patient, got {item!r}")
@@ -246,39 +179,4 @@ def _sizes(patients: list[str] | None) -> dict[str, int]:
     return sizes
 
 
-def _sites(site: list[str] | None) -> dict[str, Path]:
-    sites: dict[str, Path] = {}
-    for item in site or []:
-        name, sign, path = item.partition("=")
-        if not sign or not name or not path:
-            fail(f"--site must be NAME=SITE.json or NAME=STORE, got {item!r}")
-        if name in sites:
-            fail(f"--site names {name!r} twice: each site has one store")
-        sites[name] = Path(path)
-    return sites
-
-
-def _disk(error: OSError) -> str:
-    what = error.strerror or type(error).__name__
-    where = f" ({error.filename})" if error.filename else ""
-    return f"the run's folder: {what}{where}: mend that, and go on with `job resume` if it had begun"
-
-
-def _listener() -> Listener:
-    """Lines with the seconds since the start: readable in a terminal and in a log."""
-    import time
-
-    from fedscan.federation.local_run import Progress
-
-    started = time.monotonic()
-
-    def listen(progress: Progress) -> None:
-        typer.echo(f"[{time.monotonic() - started:6.1f} s] {progress.text}", err=True)
-
-    return listen
-
-
-def _fail_with(findings: list[Finding]) -> NoReturn:
-    for finding in findings:
-        typer.secho(f"{finding.level}: {finding.where}: {finding.text}", err=True)
-    raise typer.Exit(1)
+job_run.register(app)

@@ -106,13 +106,19 @@ def resume(out: Path, listen: Listener, *, until_done: bool = False) -> Verdict:
         return remote.to_the_end(until_done=until_done)
 
 
-def watch(out: Path, listen: Listener) -> Verdict:
-    """Follows a run's newest job to its end, and fetches what it came to. Raises RunError."""
-    with locked(out), _our_errors():
-        remote = RemoteRun.open(out, listen)
-        if not remote.file.jobs:
-            raise RunError(f"{out} has no job at the server yet: start it with `fedscan job resume {out}`")
-        return remote.follow()
+def watch(out: Path, listen: Listener) -> Verdict | None:
+    """Follows a run's newest job to its end, and fetches what it came to. Raises RunError.
+
+    While another command works on RUN it only shows, and returns None.
+    """
+    with _our_errors(), contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(out))
+        except RunError:
+            remote = RemoteRun.open(out, listen)
+            remote_job.follow(remote.kit, remote.newest_job(), _Told(listen).listener())
+            return None
+        return RemoteRun.open(out, listen).follow()
 
 
 def download(out: Path, listen: Listener) -> Verdict:
@@ -202,19 +208,24 @@ class RemoteRun:
                 raise RunError(f"{idle} more jobs brought no round: {'; '.join(judged.failings)}")
             self.resume()
 
+    def newest_job(self) -> str:
+        """NVFlare's id. Raises RunError where nothing was submitted yet."""
+        if not self.file.jobs:
+            raise RunError(f"{self.out} has no job at the server yet: start it with `fedscan job resume {self.out}`")
+        return self.file.jobs[-1]
+
     def follow(self) -> Verdict:
         """The newest job to its end; then RUN holds what it came to."""
         told = _Told(self.listen, self.out / job_results.ROUNDS, self.plan)
-        remote_job.follow(self.kit, self.file.jobs[-1], told.listener(), told.seen, release=True)
+        remote_job.follow(self.kit, self.newest_job(), told.listener(), told.seen, release=True)
         return self.fetch()
 
     def fetch(self) -> Verdict:
         """RUN's model, records and verdict, by the newest job."""
-        if not self.file.jobs:
-            raise RunError(f"{self.out} has no job at the server yet: start it with `fedscan job resume {self.out}`")
+        job_id = self.newest_job()
         with self.kit.session() as session:
-            meta = admin.meta(session, self.file.jobs[-1])
-            with remote_results.fetched(session, self.file.jobs[-1], self.out) as fetch:
+            meta = admin.meta(session, job_id)
+            with remote_results.fetched(session, job_id, self.out) as fetch:
                 return remote_results.collect(fetch, self.out, meta)
 
     def resume(self) -> None:
