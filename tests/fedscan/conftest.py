@@ -27,6 +27,12 @@ def provision(folder: Path, name: str = kits.PROJECT, strict: bool = True) -> Pa
 
 
 @pytest.fixture(scope="session")
+def make_kits() -> Callable[..., Path]:
+    """`provision` itself, for tests of other federations."""
+    return provision
+
+
+@pytest.fixture(scope="session")
 def provisioned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Kits of a federation, strict, not installed: copy one before changing it."""
     return provision(tmp_path_factory.mktemp("federation") / "ws")

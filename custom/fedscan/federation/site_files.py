@@ -62,7 +62,8 @@ def _links(kit: Kit) -> Iterator[Check]:
         if stat.S_ISLNK(about.st_mode) and path != kit.local / SITE_JSON
     ]
     if found:
-        yield error("links", f"links in the kit: {_some(found)}", f"put the files themselves there {RESTART}")
+        fix = f"put the files themselves there {RESTART}; what a stopped `fedscan site install` left, it removes itself"
+        yield error("links", f"links in the kit: {_some(found)}", fix)
 
 
 def _scripts(kit: Kit) -> Iterator[Check]:

@@ -96,17 +96,22 @@ def install(folder: Path, choices: Choices) -> Installed:
         kit = Kit.open(folder)
     except KitError as error:
         raise InstallError(str(error)) from None
+    _sweep(kit.local)
     store_of(choices, kit.folder)
     if errors := site_preflight.of_the_kit_alone(kit):
         raise InstallError("the kit is not a strict one:\n" + "\n".join(f"  {one.text}: {one.fix}" for one in errors))
     home = private_folder(kit.folder, choices.private)
+    for what, place in (("store", choices.store), ("kit", kit.folder)):
+        if place is not None and home.resolve().is_relative_to(place.resolve()):
+            raise InstallError(f"--private: {home} lies in the {what} and would go with it: name a folder outside")
     with _locked(home):
         return _install_locked(kit, home, choices)
 
 
 def _install_locked(kit: Kit, home: Path, choices: Choices) -> Installed:
-    known = site_federations.read(home)
+    _sweep(home)
     try:
+        known = site_federations.read(home)
         site_federations.check(known, kit, choices.new_root, choices.second_federation)
     except site_federations.ForeignKitError as error:
         raise InstallError(str(error)) from None
@@ -122,6 +127,14 @@ def _install_locked(kit: Kit, home: Path, choices: Choices) -> Installed:
     except site_scope.ScopeError as error:
         raise InstallError(str(error)) from None
     return Installed(kit, site, tuple(done), warnings)
+
+
+def _sweep(folder: Path) -> None:
+    """What a killed process left of a file that it had not finished: `.NAME.PID.part` of a process that is gone."""
+    for left in folder.glob(".*.part"):
+        pid = left.name.split(".")[-2]
+        if pid.isdecimal() and not os.path.exists(f"/proc/{pid}"):
+            left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
