@@ -55,11 +55,17 @@ _RIGHTS = (
     "app_command",
 )
 """NVFlare's rights by category, then single commands, which come before their category."""
-_STRICT_LINES = """umask 077
+STRICT_LINES = """umask 077
 export NVFLARE_SECURE_LOGGING=true
 # Code comes from the installed packages alone, not from the folder that this was started in.
 export PYTHONSAFEPATH=1
 """
+_REPLACED = {
+    "export PYTHONPATH=/local/custom:$PYTHONPATH\n": "unset PYTHONPATH\n",
+    'echo "WORKSPACE set to $WORKSPACE"\n': (
+        f'echo "WORKSPACE set to $WORKSPACE"\nexport {KIT_VARIABLE}="$WORKSPACE"\ncd "$WORKSPACE" || exit 1\n'
+    ),
+}
 ROLES = ("project_admin", "org_admin", "lead", "member")
 
 
@@ -158,14 +164,17 @@ def listening_host() -> dict[str, Any]:
 def start_script(script: str) -> str:
     """A kit's start script that makes private files, logs no exception texts, and loads no code but the installed."""
     shebang, rest = script.split("\n", 1)
-    if rest.startswith(_STRICT_LINES):
+    if rest.startswith(STRICT_LINES):
         return script
-    rest = rest.replace("export PYTHONPATH=/local/custom:$PYTHONPATH\n", "unset PYTHONPATH\n")
-    rest = rest.replace(
-        'echo "WORKSPACE set to $WORKSPACE"\n',
-        f'echo "WORKSPACE set to $WORKSPACE"\nexport {KIT_VARIABLE}="$WORKSPACE"\ncd "$WORKSPACE" || exit 1\n',
-    )
-    return f"{shebang}\n{_STRICT_LINES}{rest}"
+    for theirs, ours in _REPLACED.items():
+        rest = rest.replace(theirs, ours)
+    return f"{shebang}\n{STRICT_LINES}{rest}"
+
+
+def start_script_flaws(script: str) -> str:
+    """What a server's or site's sub_start.sh lacks of `start_script`, as text; empty: nothing."""
+    wanted = (STRICT_LINES, *_REPLACED.values())
+    return ", ".join(repr(lines.strip().splitlines()[0]) for lines in wanted if lines not in script)
 
 
 def _with_own_components(default: dict[str, Any], ours: tuple[dict[str, Any], ...]) -> dict[str, Any]:
