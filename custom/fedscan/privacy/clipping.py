@@ -26,9 +26,10 @@ def squared_norms(rows: Tensor) -> Tensor:
     patients, columns = rows.shape
     blocks = columns // _BLOCK
     whole = rows[:, : blocks * _BLOCK].view(patients, blocks, _BLOCK)
-    squares: Tensor = torch.linalg.vector_norm(whole, dim=2).double().square().sum(1)
-    squares += torch.linalg.vector_norm(rows[:, blocks * _BLOCK :], dim=1).double().square()
-    return squares
+    at_least_float32 = torch.promote_types(rows.dtype, torch.float32)
+    squares: Tensor = torch.linalg.vector_norm(whole, dim=2, dtype=at_least_float32).double().square().sum(1)
+    rest = torch.linalg.vector_norm(rows[:, blocks * _BLOCK :], dim=1, dtype=at_least_float32)
+    return squares + rest.double().square()
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
@@ -45,20 +46,23 @@ def clip_and_sum(rows_of_parameters: Sequence[Tensor], factors: Tensor, sums: Se
     """Adds `factors` [patients] times the rows to `sums`: of each parameter [patients, columns] to float64 [columns].
 
     All in float64: in float32 the rounding of one patient's share would hang on all the others. Returns the norms of
-    the rows as they were added, measured anew and in another way than for the factors, float64 [patients].
+    what was added, from the rows measured anew and in another way than for the factors, float64 [patients].
     """
     zeroed = factors == 0.0
     any_zeroed = bool(zeroed.any())
-    norms = [torch.zeros_like(factors)]
-    columns = max(_LEAST_COLUMNS, _CACHED // max(1, len(factors)))
+    patients = len(factors)
+    squares = torch.zeros_like(factors)
+    columns = max(_LEAST_COLUMNS, _CACHED // max(1, patients))
+    memory = factors.new_empty(patients, columns)
     for rows, total in zip(rows_of_parameters, sums, strict=True):
         for at in range(0, len(total), columns):
-            clipped = rows[:, at : at + columns].to(torch.float64, copy=True).mul_(factors[:, None])
+            source = rows[:, at : at + columns]
+            part = memory[:, : source.shape[1]].copy_(source)
             if any_zeroed:
-                clipped[zeroed] = 0.0  # 0 * inf is NaN
-            norms.append(torch.linalg.vector_norm(clipped, dim=1))
-            total[at : at + columns] += clipped.sum(0)
-    return torch.stack(norms).square().sum(0).sqrt()
+                part[zeroed] = 0.0  # 0 * inf is NaN
+            squares += torch.linalg.vecdot(part, part)
+            total[at : at + columns].addmv_(part.T, factors)
+    return squares.sqrt() * factors
 
 
 def assert_clipped(norms: Tensor, max_grad_norm: float) -> None:

@@ -100,10 +100,10 @@ def patients_in_a_batch(sampling: SiteSampling, rows_per_patient: int, fit: int)
 
 
 def same_in_any_place(
-    plan: Plan, patients: int, rows_per_patient: int, gradients: Callable[[list[Tensor]], Tensor]
+    plan: Plan, patients: int, rows_per_patient: int, gradient: Callable[[list[Tensor], int], Tensor]
 ) -> bool:
     """Whether a patient's gradient is the same to the bit in the first and the last place of a batch of so many, and
-    beside other others. `gradients` are those of all patients, [patients, D], of slice-major rows.
+    beside other others. `gradient` is that of the patient in a place, [D], of slice-major rows.
 
     Which sums a processor does in which order hangs on sizes and places, not on values: random ones show it.
     """
@@ -112,8 +112,9 @@ def same_in_any_place(
     first, last = ([part.clone() for part in _rows_of(plan, plan.model.size, shape, generator)] for _ in range(2))
     for ours, theirs in zip(first, last, strict=True):
         theirs[:, -1] = ours[:, 0]
-    one, other = (gradients([part.flatten(0, 1) for part in parts]) for parts in (first, last))
-    return torch.equal(one[0], other[-1])
+    one = gradient([part.flatten(0, 1) for part in first], 0)
+    other = gradient([part.flatten(0, 1) for part in last], patients - 1)
+    return torch.equal(one, other)
 
 
 def _random_rows(plan: Plan, size: int, generator: torch.Generator) -> list[Tensor]:

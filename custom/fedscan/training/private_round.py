@@ -107,12 +107,12 @@ class PrivateTrainer(RoundTrainer):
         fit = physical_patients(self.plan, rows, trained, lambda parts: self._losses(1, *parts))
         patients = patients_in_a_batch(self.sampling, rows, fit)
 
-        def gradients(parts: list[Tensor]) -> Tensor:
-            return self._gradient_rows(self._losses(patients, *parts))
+        def gradient(parts: list[Tensor], place: int) -> Tensor:
+            return self._gradient_rows(self._losses(patients, *parts), slice(place, place + 1))[0]
 
         before = {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
         away_from_zero(self.network, derived_generator("places", self.plan.seed))
-        same = same_in_any_place(self.plan, patients, rows, gradients)
+        same = same_in_any_place(self.plan, patients, rows, gradient)
         self._load(before)
         return patients if same else 1
 
@@ -160,10 +160,10 @@ class PrivateTrainer(RoundTrainer):
         self._load(weights)
         return self._gradient_rows(self._losses_of(round_number, step)(patients))
 
-    def _gradient_rows(self, losses: Tensor) -> Tensor:
-        """float32 [P, D]: each patient's, of all that trains, from its losses."""
+    def _gradient_rows(self, losses: Tensor, places: slice = slice(None)) -> Tensor:  # noqa: B008 - a constant
+        """float32 [P, D]: the patients' in `places`, of all that trains, from the losses of all."""
         losses.sum().div(self.privacy.rows_per_patient).backward()  # type: ignore[no-untyped-call]
-        rows = [parameter.grad_sample.flatten(1) for parameter in self.trained.values()]  # type: ignore[attr-defined]
+        rows = [parameter.grad_sample[places].flatten(1) for parameter in self.trained.values()]  # type: ignore[attr-defined]
         self._gradients.set_grad_sample_to_none()
         return torch.cat(rows, dim=1).detach().cpu()
 
