@@ -85,14 +85,15 @@ class PatientBatch:
     def add(self, parameter: Any, gradients: Tensor) -> None:
         """Adds `gradients` [patients, *parameter.shape], of any precision, to `parameter.grad_sample` [kept, ...].
 
-        Several uses of one parameter in a forward add up. Another batch's gradients must have been cleared: kept
+        They stay as they were computed: bfloat16 is half the memory. Several uses of one parameter in a forward add up,
+        in the parameter's precision. Another batch's gradients must have been cleared: kept
         together they would be scaled as one step's (Opacus' accumulated_iterations).
         """
-        gradients = gradients[: self.kept].to(parameter.dtype)
+        gradients = gradients[: self.kept]
         if parameter.grad_sample is None:
             parameter.grad_sample = gradients
         elif id(parameter) in self._seen:
-            parameter.grad_sample += gradients
+            parameter.grad_sample = parameter.grad_sample.to(parameter.dtype) + gradients
         else:
             raise GradientError(
                 "grad_sample still holds an earlier batch: call the optimiser's step and zero_grad between batches"

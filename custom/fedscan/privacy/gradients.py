@@ -25,7 +25,7 @@ class PatientGradients(AbstractGradSampleModule):
     over patients: with m rows a patient, `(loss_by_row.sum() / m).backward()` gives the gradient of each patient's
     mean. A mean over the batch would shrink every patient's gradient by the number of patients.
 
-    `grad_sample` is in the parameter's own precision, also under autocast. `trainable` names the parameters that
+    Under autocast a `grad_sample` may be as imprecise as its product. `trainable` names the parameters that
     train (None: all that require gradients); the others stop requiring gradients until `remove`.
 
     engine "kernels" computes within the one backward (gradient_functions); "loop" runs patient by patient. They agree.

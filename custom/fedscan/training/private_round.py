@@ -160,10 +160,10 @@ class PrivateTrainer(RoundTrainer):
         self._load(weights)
         return self._gradient_rows(self._losses_of(round_number, step)(patients))
 
-    def _gradient_rows(self, losses: Tensor, places: slice = slice(None)) -> Tensor:  # noqa: B008 - a constant
+    def _gradient_rows(self, losses: Tensor, places: slice = slice(None)) -> Tensor:
         """float32 [P, D]: the patients' in `places`, of all that trains, from the losses of all."""
         losses.sum().div(self.privacy.rows_per_patient).backward()  # type: ignore[no-untyped-call]
-        rows = [parameter.grad_sample[places].flatten(1) for parameter in self.trained.values()]  # type: ignore[attr-defined]
+        rows = [parameter.grad_sample[places].flatten(1).float() for parameter in self.trained.values()]  # type: ignore[attr-defined]
         self._gradients.set_grad_sample_to_none()
         return torch.cat(rows, dim=1).detach().cpu()
 

@@ -233,7 +233,7 @@ def test_layer_in_bf16(name: str) -> None:
 @pytest.mark.parametrize("case", [("tiny", EvenRows(3, 2)), ("tiny", UnevenRows((3, 1, 2))), ("small", EvenRows(2, 3)),
                                   ("small", EvenRows(3, 1)), ("medium", EvenRows(2, 2))], ids=str)  # fmt: skip
 def test_bf16(case: tuple[Preset, Rows]) -> None:
-    """As accurate as explicit bf16 autograd, and stored in float32."""
+    """As accurate as explicit bf16 autograd; most of the values take half the memory of float32."""
     preset, rows = case
     net = network(preset, 2, classes=2)
     args = inputs(rows.total, classes=2)
@@ -246,13 +246,24 @@ def test_bf16(case: tuple[Preset, Rows]) -> None:
         output = wrapped(*args, **whose(rows))
     patients_losses(output, rows).backward()
     got = gradients_of(wrapped)
-    assert all(g.dtype == torch.float32 for g in got.values())
+    narrow = sum(g.numel() for g in got.values() if g.dtype == torch.bfloat16)
+    assert narrow > 0.9 * sum(g.numel() for g in got.values())
     assert whole_error(got, plain) < 1e-2
     assert whole_error(got, exact) < 2e-2
     wrapped.zero_grad()
     with autocast("bf16"):  # with the backward inside, too
         again = ours(wrapped, args, rows)
     assert all(torch.equal(got[name], again[name]) for name in got)
+
+
+def test_uses_of_one_parameter_add_up_in_float32() -> None:
+    """Under bf16, where one rounding more a use would show."""
+    shared = nn.Linear(16, 16)
+    module, rows = OnMeans(nn.Sequential(*[shared] * 4)), EvenRows(3, 2)
+    wrapped = PatientGradients(perturbed(module))
+    with autocast("bf16"):
+        got = ours(wrapped, (torch.randn(rows.total, 16, 5, 5),), rows)
+    assert got["layer.0.weight"].dtype == torch.float32
 
 
 def test_a_backward_under_autocast_keeps_the_forwards_precision() -> None:
