@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedscan.federation import kept_answer
+from fedscan.federation.answer_form import form_of
 from fedscan.federation.messages import Answer, Task
 from fedscan.federation.site_setup import SiteSetup
 from fedscan.federation.wall import WallLog
@@ -111,8 +112,8 @@ class SiteTraining:
             raise RefusedError("the task belongs to another plan or run than the job that was deployed here")
         if task.round_number >= self.plan.rounds:
             raise RefusedError(f"round {task.round_number} lies beyond the plan's {self.plan.rounds} rounds")
-        if not all(isinstance(name, str) for name in weights) or check_update(weights, weights):
-            raise RefusedError("the received model holds values that are not finite float32")
+        if reasons := check_update(weights, form_of(self.plan)):
+            raise RefusedError(f"the received model is not one of the plan's: {'; '.join(reasons)}")
         if digest(weights) != task.model_digest:
             raise RefusedError("the received model is not the one that the task names")
 

@@ -181,6 +181,23 @@ def test_a_task_of_another_job_is_refused_uncharged_and_drops_nothing(site: Site
     assert site.steps_charged() == before
 
 
+def test_a_model_that_is_not_of_the_plans_network_is_refused_uncharged(site: Site) -> None:
+    before, whole = site.steps_charged(), site.hospital.weights
+    name = next(iter(whole))
+    for received in (
+        {n: t for n, t in whole.items() if n != name},
+        whole | {"another": whole[name]},
+        whole | {name: whole[name][:1]},
+        whole | {name: whole[name] * float("nan")},
+    ):
+        task = site.hospital.task(model_digest=digest(received), round_number=1)
+        training = site.job.training
+        assert isinstance(training, PaidTraining)
+        with pytest.raises(Exception, match=r"not one of the plan's"):
+            training.train_until(task, received, NEVER, time.monotonic() + 60.0)
+    assert site.steps_charged() == before
+
+
 def test_a_head_that_the_ledger_does_not_contain_is_refused_before_charging(site: Site) -> None:
     site.train()
     before = site.steps_charged()
