@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedscan.cli.demo_hospitals import prepare_stores, write_exports
-from fedscan.cli.demo_steps import MODEL, Demo, Settings, Step, one_thread
+from fedscan.cli.demo_steps import MODEL, Demo, DemoError, Settings, Step, one_thread
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fedscan.federation.consortium import Consortium
+    from fedscan.federation.local_run import Progress
 
 CONSORTIUM, JOB, RUN, PICTURES = "consortium", "job", "run", "synthetic"
 OWN = ("exports", "stores", "sites", CONSORTIUM, JOB, f"{JOB}.init.json", RUN, PICTURES)
@@ -31,7 +34,7 @@ SETTINGS = Settings(
         "privacy.delta=0.001",
         "privacy.slices_per_patient=4",
         "privacy.noise_draws_per_slice=1",
-        "privacy.answer_after_s=15.0",
+        "privacy.answer_after_s=20.0",
     ),
     declared_patients=8,
     policy=("max_epsilon=40.0", "max_delta=0.001", "min_patients=5", "max_rounds=20"),
@@ -91,13 +94,35 @@ def make_job(demo: Demo) -> str:
 
 
 def train(demo: Demo) -> str:
-    """OUT/run: the job through server and sites, as a lead would."""
-    from fedscan.cli import federation_run
-    from fedscan.federation import consortium
+    """OUT/run: the job through server and sites, as a lead submits, follows and fetches it."""
+    from fedscan.federation import consortium, consortium_run, federation_file, job_folder, remote_run
 
     made = consortium.Consortium.open(demo.out / CONSORTIUM)
-    rounds = federation_run.train(demo, made, demo.out / JOB, demo.out / RUN)
-    return f"{rounds} rounds over {len(made.sites)} sites"
+    run, kit = demo.out / RUN, made.kit(made.lead)
+    tell = _follower(demo, job_folder.read_plan(demo.out / JOB).rounds)
+    demo.progress.update(0.02, "the server and the sites start")
+    with consortium_run.running(made):
+        if (run / federation_file.FILE).exists():
+            judged = remote_run.resume(run, tell, until_done=True)
+        else:
+            shutil.rmtree(run, ignore_errors=True)
+            judged = remote_run.run(demo.out / JOB, kit, run, tell, until_done=True)
+    if not judged.good:
+        raise DemoError(f"the run is not good: {'; '.join(judged.failings)} (see {run})")
+    return f"{judged.rounds_done} rounds over {len(made.sites)} sites, submitted by {made.lead}"
+
+
+def _follower(demo: Demo, rounds: int) -> Callable[[Progress], None]:
+    share = 0.1
+
+    def tell(progress: Progress) -> None:
+        nonlocal share
+        record = progress.record
+        if record is not None and record.round is not None:
+            share = max(share, 0.2 + 0.7 * (record.round + 1) / rounds)
+        demo.progress.update(share, progress.text)
+
+    return tell
 
 
 def draw(demo: Demo) -> str:
@@ -149,7 +174,6 @@ def failures() -> tuple[type[Exception], ...]:
     from fedscan.federation.admin import AdminError
     from fedscan.federation.consortium import ProjectError
     from fedscan.federation.kits import ProvisionError
-    from fedscan.federation.round_feed import FeedError
     from fedscan.federation.site_install import InstallError
 
-    return (*demo_story.failures(), AdminError, ProjectError, ProvisionError, FeedError, InstallError)
+    return (*demo_story.failures(), AdminError, ProjectError, ProvisionError, InstallError)

@@ -48,6 +48,14 @@ class Consortium:
         """The sites' names."""
         return self.names("client")
 
+    @property
+    def lead(self) -> str:
+        """The first lead's name. Raises ProjectError where there is none."""
+        leads = self.names("admin", "lead")
+        if not leads:
+            raise ProjectError(f"{self.folder / PROJECT_FILE} names no person of role lead, and nobody else may submit")
+        return leads[0]
+
     def kit(self, name: str) -> Path:
         """A participant's newest kit. Raises ProjectError where there is none."""
         made = sorted((self.folder / self.description["name"]).glob(f"prod_[0-9][0-9]/{name}"))
