@@ -25,6 +25,7 @@ NAMES = ("server", "clock", "listening-port")
 TIMEOUT_S = 10.0
 WARN_CLOCK_S = 60.0
 ERROR_CLOCK_S = 600.0
+_REFUSED = "ask the operator; an expired or revoked certificate needs a renewed kit"
 _REQUEST = b"HEAD / HTTP/1.1\r\nHost: fedscan-preflight\r\nConnection: close\r\n\r\n"
 
 
@@ -74,7 +75,7 @@ def _handshake(kit: Kit, connection: socket.socket, where: str) -> Iterator[Chec
         return
     except ssl.SSLError as trouble:
         text = f"{where} refused this site's certificate or TLS ({trouble.reason or 'no reason given'})"
-        yield error("server", text, "ask the operator; an expired or revoked certificate needs a renewed kit")
+        yield error("server", text, _REFUSED)
         return
     except OSError as trouble:
         text = f"{where} broke off the TLS handshake: {trouble.strerror or 'no answer in time'}"
@@ -82,7 +83,10 @@ def _handshake(kit: Kit, connection: socket.socket, where: str) -> Iterator[Chec
             "server", text, "a firewall or proxy that does not let TLS through unopened: ask the network's people"
         )
         return
-    yield from _clock(answer, datetime.now(UTC))
+    if answer == b"":
+        yield error("server", f"{where} ended the connection unanswered: it refused this site's certificate", _REFUSED)
+        return
+    yield from _clock(answer or b"", datetime.now(UTC))
 
 
 def _context(kit: Kit) -> ssl.SSLContext:
@@ -103,14 +107,19 @@ def _identity(kit: Kit, tls: ssl.SSLSocket, where: str) -> Iterator[Check]:
         yield error("server", text, "ask the operator which participant listens there")
 
 
-def _ask(tls: ssl.SSLSocket) -> bytes:
-    """The head of what the server answers. Reading is also what shows that TLS 1.3 refused our certificate."""
+def _ask(tls: ssl.SSLSocket) -> bytes | None:
+    """The head of what the server answers; None where it waits for more, empty where it ended the connection.
+
+    TLS 1.3 tells that our certificate was refused with the first answer alone: by an alert, or by the end.
+    """
     tls.settimeout(TIMEOUT_S)
     tls.sendall(_REQUEST)
     found = b""
-    with contextlib.suppress(TimeoutError):
+    try:
         while len(found) < 4096 and b"\r\n\r\n" not in found and (part := tls.recv(4096)):
             found += part
+    except TimeoutError:
+        return found or None
     return found
 
 

@@ -49,6 +49,9 @@ class Peer:
             with contextlib.suppress(OSError), self._context.wrap_socket(connection, server_side=True) as tls:
                 self.subjects.append(tls.getpeercert())
                 self.heard.append(tls.recv(4096))
+                if self._date == "hang up":
+                    tls.unwrap()
+                    continue
                 date = datetime.now(UTC) if self._date is NOW else self._date
                 head = f"Date: {format_datetime(date, usegmt=True)}\r\n" if isinstance(date, datetime) else ""
                 tls.sendall(f"HTTP/1.1 400 Bad Request\r\n{head}\r\n".encode())
@@ -137,6 +140,14 @@ def test_a_certificate_that_the_server_refuses(kit: Path, provisioned: Path, pro
         (one, _) = dial(kit, server.port)
     assert (one.name, one.level) == ("server", "error")
     assert "refused this site's certificate" in one.text
+
+
+def test_a_server_that_hangs_up_after_the_handshake(kit: Path, provisioned: Path) -> None:
+    """NVFlare's own listener refuses an expired certificate so, without an alert."""
+    with peer(provisioned / "localhost/startup", date="hang up") as server:
+        (one, clock) = dial(kit, server.port)
+    assert (one.name, one.level, clock.level) == ("server", "error", "skipped")
+    assert "ended the connection unanswered" in one.text
 
 
 def test_a_port_that_speaks_no_tls(kit: Path) -> None:
