@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from fedscan.federation import admin, job_folder, kits, records, remote_run
+from fedscan.federation import admin, federation_file, job_folder, kits, processes, records, remote_run
 from fedscan.federation.local_run import Progress, RunError
 from fedscan.training import model_file
 
@@ -80,3 +83,79 @@ def test_a_run_over_a_kit_ends_with_model_records_and_verdict(
         remote_run.resume(run, told)
     with pytest.raises(RunError, match="not empty"):
         remote_run.run(make_job(name="again"), kit_of(federation), run, told)
+
+
+def test_a_killed_server_is_survived_until_the_run_is_done(
+    federation: Any, make_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    """kill -9 of the server's parent process after round 2: NVFlare would call the job RUNNING for ever."""
+    told = Told()
+    killed: list[float] = []
+
+    def kill_once(progress: Progress) -> None:
+        told(progress)
+        if not killed and progress.record is not None and progress.record.event == "round" and progress.record.round:
+            find(federation, "server.server_train").kill()
+            killed.append(time.monotonic())
+            federation.start(kits.SERVER)
+
+    run = tmp_path / "RUN"
+    judged = remote_run.run(make_job("rounds=4"), kit_of(federation), run, kill_once, until_done=True)
+    print(f"{time.monotonic() - killed[0]:.0f} s from the kill to the end of the run")
+    assert killed
+    assert judged.good, judged.failings
+    assert [share.round for share in judged.rounds] == [0, 1, 2, 3]
+    jobs = federation_file.read(run).jobs  # type: ignore[union-attr]
+    assert len(jobs) == 2
+    with admin.session(kit_of(federation), kits.LEAD) as session:
+        assert [admin.status(session, job) for job in jobs] == ["FINISHED:ABNORMAL", "FINISHED:COMPLETED"]
+    assert told.says("of 4 rounds are done: going on")
+
+
+def test_a_killed_server_job_and_a_killed_site_job_are_survived(
+    federation: Any, make_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    told = Told()
+    victims = ["server.runner_process", "client.worker_process"]
+
+    def kill(progress: Progress) -> None:
+        told(progress)
+        if victims and progress.record is not None and progress.record.event == "round":
+            find(federation, victims.pop(0)).kill()
+
+    judged = remote_run.run(make_job("rounds=4"), kit_of(federation), tmp_path / "RUN", kill, until_done=True)
+    assert judged.good, judged.failings
+    assert not victims
+    assert len(federation_file.read(tmp_path / "RUN").jobs) == 3  # type: ignore[union-attr]
+
+
+def test_an_aborted_job_leaves_its_model_and_says_that_it_is_not_good(
+    federation: Any, make_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    told = Told()
+
+    def abort(progress: Progress) -> None:
+        told(progress)
+        if progress.record is not None and progress.record.event == "round" and progress.record.round == 0:
+            with admin.session(kit_of(federation), kits.LEAD) as session:
+                admin.abort(session, federation_file.read(run).jobs[-1])  # type: ignore[union-attr]
+
+    run = tmp_path / "RUN"
+    judged = remote_run.run(make_job("rounds=50"), kit_of(federation), run, abort)
+    assert not judged.good
+    assert judged.ended == "stopped"
+    assert judged.nvflare_status == "FINISHED:ABORTED"
+    assert model_file.load_model(run / "model.safetensors").provenance["rounds_done"] == judged.rounds_done
+    assert any("of 50 rounds are done" in text for text in judged.failings)
+
+
+def find(federation: Any, words: str) -> psutil.Process:
+    """A process of this federation by a word of its command line."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for process in processes.belonging_to(federation.folder):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if any(part.endswith(words) for part in process.cmdline()):
+                    return process
+        time.sleep(0.1)
+    raise AssertionError(f"no process {words}")

@@ -199,13 +199,14 @@ class RemoteRun:
         """Follows the newest job, and resumes it while that brings rounds. Raises RunError, AdminError."""
         idle, done = 0, -1
         while True:
-            judged = self.follow()
+            judged = self.follow(again=len(self.file.jobs) > 1)
             if judged.ended == "finished" or not until_done:
                 return judged
             idle = 0 if judged.rounds_done > done else idle + 1
             done = max(done, judged.rounds_done)
             if idle >= TRIES_WITHOUT_PROGRESS:
                 raise RunError(f"{idle} more jobs brought no round: {'; '.join(judged.failings)}")
+            self.say(f"the job ended ({judged.nvflare_status}): {'; '.join(judged.failings)}")
             self.resume()
 
     def newest_job(self) -> str:
@@ -214,9 +215,11 @@ class RemoteRun:
             raise RunError(f"{self.out} has no job at the server yet: start it with `fedscan job resume {self.out}`")
         return self.file.jobs[-1]
 
-    def follow(self) -> Verdict:
-        """The newest job to its end; then RUN holds what it came to."""
+    def follow(self, *, again: bool = False) -> Verdict:
+        """The newest job to its end; then RUN holds what it came to. `again`: rounds that RUN knows were told."""
         told = _Told(self.listen, self.out / job_results.ROUNDS, self.plan)
+        if again:
+            told.seen.records += records.read(self.out / job_results.ROUNDS)
         remote_job.follow(self.kit, self.newest_job(), told.listener(), told.seen, release=True)
         return self.fetch()
 

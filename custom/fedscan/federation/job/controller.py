@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -42,6 +43,7 @@ class DiffusionFedAvg(FedAvg):
         self._round: ServerRound | None = None
         self._record: records.RoundRecord | None = None
         self._heads: SiteHeads | None = None
+        self._parent = os.getppid()
 
     @property
     def job(self) -> ServerJob:
@@ -161,9 +163,14 @@ class DiffusionFedAvg(FedAvg):
 
     def _wait(self) -> None:
         while self.get_num_standing_tasks():
-            if self.abort_signal.triggered:
-                raise RunStoppedError("aborted")
+            self._stop_if_told()
             time.sleep(self._task_check_period)
+        self._stop_if_told()
+
+    def _stop_if_told(self) -> None:
+        """NVFlare looks for the parent's process id, which a dead parent keeps until somebody collects its status."""
+        if os.getppid() != self._parent:
+            raise RunStoppedError("the server's parent process died")
         if self.abort_signal.triggered:
             raise RunStoppedError("aborted")
 
