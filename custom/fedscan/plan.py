@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from fedscan.aggregation_plan import AggregationPlan
 from fedscan.plan_form import Float, Part, as_tuple
 from fedscan.privacy_plan import PrivacyPlan
 
@@ -209,10 +210,10 @@ class Plan(Part):
     """All that decides a run, and nothing else. Frozen, strict; unknown fields and infinities are refused.
 
     Source of the identity: SHA-256 of the canonical JSON (`digest`). A new defaulted field changes every digest, so
-    `plan_version` rises with it.
+    `plan_version` rises with it. A job of another version is refused; a model file of an older one is read.
     """
 
-    plan_version: Literal[2] = Field(default=2, description="version of this form")
+    plan_version: Literal[3] = Field(default=3, description="version of this form")
     name: str = Field(
         default="ct-fedavg",
         min_length=1,
@@ -239,6 +240,9 @@ class Plan(Part):
         default="examples",
         description="weight of a site's update: its slices, its patients, 1, or (under DP) its declared patients",
     )
+    aggregation: AggregationPlan = Field(
+        default_factory=AggregationPlan, description="what the server makes of a round's updates"
+    )
     privacy: PrivacyPlan | None = Field(
         default=None, description="patient-level differential privacy; null: off (a new site's policy refuses that)"
     )
@@ -260,6 +264,10 @@ class Plan(Part):
             raise ValueError(
                 f"min_responses={self.min_responses} can never come from clients_per_round={self.clients_per_round} "
                 "sites: lower min_responses or ask more sites"
+            )
+        if self.aggregation.method != "mean" and self.weighting != "uniform":
+            raise ValueError(
+                f"aggregation.method {self.aggregation.method!r} gives every site one voice: set weighting to 'uniform'"
             )
         if self.privacy is None:
             if self.weighting == "declared":
@@ -288,6 +296,19 @@ class Plan(Part):
                 f"privacy.answer_after_s={privacy.answer_after_s:g} must be less than "
                 f"round_timeout_s={self.round_timeout_s:g}: an answer would always be late"
             )
+
+    @classmethod
+    def of_model_file(cls, text: str) -> Self:
+        """The plan that a model was trained by, from its canonical JSON, also of version 2: there aggregation was the
+        mean, with no bounds. Raises ValidationError."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            data = None
+        if isinstance(data, dict) and data.get("plan_version") == 2:
+            unbounded = {"max_norm_over_median": None}
+            return cls.model_validate({**data, "plan_version": 3, "aggregation": unbounded})
+        return cls.model_validate_json(text)
 
     def canonical_json(self) -> str:
         """One form for one plan: sorted keys, no spaces, every field present."""

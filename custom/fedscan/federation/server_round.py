@@ -7,8 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-import torch
-
+from fedscan.federation.kept_updates import KeptUpdates
 from fedscan.federation.messages import (
     Answer,
     MessageError,
@@ -20,6 +19,7 @@ from fedscan.federation.messages import (
 from fedscan.federation.records import Event, RoundRecord, SiteEntry
 from fedscan.federation.site_heads import SiteHeads
 from fedscan.plan import Plan
+from fedscan.training import aggregation
 from fedscan.training import weights as w
 from fedscan.training.checkpoints import Checkpoint
 from fedscan.training.ema import Ema
@@ -32,8 +32,8 @@ class RunStoppedError(RuntimeError):
 class ServerRound:
     """One try of one round: who is asked, which answers are good, and what they come to.
 
-    Answers are kept until the round ends and summed in the order of site names, so that a run does not depend on
-    who answers first.
+    Answers are kept in files until the round ends and summed in the order of site names, so that a run does not depend
+    on who answers first.
     """
 
     def __init__(
@@ -44,8 +44,9 @@ class ServerRound:
         asked: Sequence[str],
         attempt: int = 1,
         heads: SiteHeads | None = None,
+        updates: KeptUpdates | None = None,
     ) -> None:
-        """`heads` is wanted for a private plan."""
+        """`heads` is wanted for a private plan; `updates` belongs to this try alone."""
         self.plan = plan
         self.run_id = run_id
         self.state = state
@@ -56,7 +57,9 @@ class ServerRound:
         self._started = time.monotonic()
         self._entries: dict[str, SiteEntry] = {}
         self._heads = heads
-        self._good: dict[str, tuple[Answer | PrivateAnswer, w.Weights]] = {}
+        self._good: dict[str, Answer | PrivateAnswer] = {}
+        self._updates = updates or KeptUpdates()
+        self._broken: str | None = None
 
     def task(self, site: str) -> Task:
         """What goes to an asked site beside the weights."""
@@ -107,13 +110,38 @@ class ServerRound:
         update = dict(update)
         if reasons := w.check_update(update, self.state.weights):
             return "; ".join(reasons)
-        # Copies: what came may be a view of far more memory, or remember how it was computed.
-        tensors = {name: update[name].detach().clone(memory_format=torch.contiguous_format) for name in update}
+        tensors = {name: tensor.detach() for name, tensor in update.items()}
         if isinstance(answer, PrivateAnswer) and self._heads is not None:
             self._heads.note(site, answer.ledger)
-        self._good[site] = (answer, tensors)
-        self._entries[site] = _entry(answer, tensors)
+        entry = _entry(answer, tensors)
+        bound = self.plan.aggregation.max_update_norm
+        if bound is not None and (entry.update_norm or 0.0) > bound:
+            return f"update norm is more than the plan's aggregation.max_update_norm of {bound:g}"
+        return self._keep(site, answer, entry, tensors)
+
+    def _keep(self, site: str, answer: Answer | PrivateAnswer, entry: SiteEntry, tensors: w.Weights) -> str | None:
+        try:
+            self._updates.keep(site, tensors)
+        except OSError as error:
+            # To ask again would charge the sites again for answers that could not be kept either.
+            self._broken = f"the server cannot keep an answer: {error.strerror or type(error).__name__}"
+            return self._broken
+        self._good[site] = answer
+        self._entries[site] = entry
         return None
+
+    def settle(self) -> None:
+        """To be called when nobody is waited for any more: judges what only all answers together can tell.
+
+        Raises RunStoppedError where the server could not keep an answer.
+        """
+        if self._broken is not None:
+            raise RunStoppedError(f"round {self.round_number}: {self._broken}")
+        norms = {site: self._entries[site].update_norm or 0.0 for site in self._good}
+        for site, reason in aggregation.too_large(self.plan.aggregation, norms).items():
+            del self._good[site]
+            self._updates.drop(site)
+            self.refuse(site, reason)
 
     def _not_the_plans(self, site: str, answer: Answer | PrivateAnswer) -> str | None:
         if isinstance(answer, Answer):
@@ -144,10 +172,12 @@ class ServerRound:
         if not self.is_enough:
             raise ValueError(f"round {self.round_number} has {self.accepted} answers, needs {self.plan.min_responses}")
         shares = self._shares()
-        contributions = {
-            site: w.Contribution(weight=shares[site], update=update) for site, (_, update) in self._good.items()
-        }
-        weights = w.aggregate(self.state.weights, contributions)
+        try:
+            with self._updates.reading() as tensor_of:
+                weights = aggregation.combine(self.plan.aggregation, self.state.weights, shares, tensor_of)
+        except OSError as error:
+            raise RunStoppedError(f"round {self.round_number}: {error}") from None
+        self._updates.clear()
         if w.check_update(weights, weights):
             # Every update was finite; their sum need not be. The last good model must stay what it is.
             raise RunStoppedError(f"round {self.round_number}: the new global model would not be finite")
@@ -157,7 +187,7 @@ class ServerRound:
         return state, self.record("round", shares, w.digest(weights))
 
     def _shares(self) -> dict[str, float]:
-        return w.shares({site: self._weight(answer) for site, (answer, _) in self._good.items()})
+        return w.shares({site: self._weight(answer) for site, answer in self._good.items()})
 
     def _weight(self, answer: Answer | PrivateAnswer) -> float:
         if isinstance(answer, PrivateAnswer):
@@ -192,7 +222,7 @@ class ServerRound:
         entries |= {site: entry for site, entry in self._entries.items() if site not in entries}
         losses = [
             shares[site] * answer.loss
-            for site, (answer, _) in self._good.items()
+            for site, answer in self._good.items()
             if site in shares and answer.loss is not None
         ]
         return RoundRecord(

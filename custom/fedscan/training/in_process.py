@@ -20,6 +20,7 @@ from fedscan import __version__
 from fedscan.plan import Plan
 from fedscan.privacy.noise import NoiseSource, SecureNoise
 from fedscan.training import checkpoints
+from fedscan.training.aggregation import combine
 from fedscan.training.checkpoints import Checkpoint
 from fedscan.training.data import TrainingSet
 from fedscan.training.ema import Ema
@@ -31,7 +32,7 @@ from fedscan.training.privacy_statement import REPRODUCIBLE, privacy_statement
 from fedscan.training.private_round import PrivateProgress
 from fedscan.training.sampling import sample_sites
 from fedscan.training.site_state import SiteStates
-from fedscan.training.weights import Accumulator, Weights, initial_weights, shares
+from fedscan.training.weights import Weights, initial_weights, shares
 
 OnStep: TypeAlias = Callable[[str, int, Progress | PrivateProgress], None]
 MODEL_NAME = "model.safetensors"
@@ -141,13 +142,13 @@ class _Federation:
     def round(self, state: Checkpoint, on_step: OnStep | None = None) -> tuple[Checkpoint, RoundReport]:
         started, number = time.monotonic(), state.rounds_done
         parts = shares({site: self.sites[site].weight for site in self._asked(number)})
-        sums = Accumulator()
+        updates: dict[str, Weights] = {}
         sites: dict[str, SiteReport | PrivateSiteReport] = {}
         for site, share in parts.items():
             trained = self._train(site, number, state.weights, on_step)
-            sums.add(site, share, trained.update)
+            updates[site] = trained.update
             sites[site] = trained.report(share)
-        weights = sums.result(state.weights)
+        weights = combine(self.plan.aggregation, state.weights, parts, lambda site, name: updates[site][name])
         ema = self.ema.update(state.ema, weights, state.ema_count)
         after = Checkpoint(number + 1, weights, ema, state.ema_count + 1)
         if self.checkpoints is not None:

@@ -104,11 +104,11 @@ def _plan(metadata: dict[str, str]) -> Plan:
             "or the fedscan that wrote this one"
         )
     try:
-        plan = Plan.model_validate_json(_text(metadata, "plan"))
+        plan = Plan.of_model_file(text := _text(metadata, "plan"))
     except ValidationError as error:
         fields = ", ".join(sorted({".".join(map(str, item["loc"])) or "(all)" for item in error.errors()}))
         raise ModelFileError(f"its plan is malformed in: {fields[:200]}") from None
-    if plan.digest != metadata.get("plan_digest"):
+    if hashlib.sha256(text.encode()).hexdigest() != metadata.get("plan_digest"):
         raise ModelFileError("its plan is not the one whose digest it carries: the metadata were changed")
     return plan
 

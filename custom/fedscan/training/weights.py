@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -121,61 +120,15 @@ def public_weight(plan: Plan, site: str) -> float:
 
 def shares(raw: Mapping[str, float]) -> dict[str, float]:
     """Each site's weight over the sum of all (summed exactly), sorted by site name."""
-    _check_total(total := math.fsum(raw.values()), len(raw))
+    total = total_weight(raw)
     return {site: raw[site] / total for site in sorted(raw)}
 
 
-@dataclass(frozen=True)
-class Contribution:
-    """One site's update and its weight."""
-
-    weight: float
-    update: Weights
-
-
-class Accumulator:
-    """A weighted sum of updates in float64; takes one at a time, so that memory does not grow with the sites.
-
-    Sites are added in the order of their names: float64 sums depend on the order.
-    """
-
-    def __init__(self) -> None:
-        self._sums: Weights = {}
-        self._sites: list[str] = []
-        self._weights: list[float] = []
-
-    def add(self, site: str, weight: float, update: Weights) -> None:
-        """Adds weight x update. Raises ValueError for a weight below 0 or not finite, or a site out of order."""
-        if self._sites and site <= self._sites[-1]:
-            raise ValueError(f"site {site!r} must come after {self._sites[-1]!r}: add sites sorted by name, each once")
-        if not (math.isfinite(weight) and weight >= 0.0):
-            raise ValueError(f"weight of site {site!r} must be finite and at least 0, got {weight}")
-        for name, tensor in update.items():
-            addend = tensor.double() * weight
-            self._sums[name] = self._sums[name].add_(addend) if name in self._sums else addend
-        self._sites.append(site)
-        self._weights.append(weight)
-
-    def result(self, weights: Weights) -> Weights:
-        """float32 `weights` + sum / total weight. Raises ValueError where no site or no weight was added."""
-        _check_total(total := math.fsum(self._weights), len(self._sites))
-        return {name: (tensor.double() + self._sums[name] / total).float() for name, tensor in weights.items()}
-
-
-def aggregate(weights: Weights, contributions: Mapping[str, Contribution]) -> Weights:
-    """The new global weights, float32: `weights` plus the weighted mean of the updates (McMahan et al. 2017, alg. 1).
-
-    float64 sums in the order of site names, so the result does not depend on who answered first. Raises ValueError for
-    no contributions or a total weight that is not positive and finite.
-    """
-    sums = Accumulator()
-    for site in sorted(contributions):
-        sums.add(site, contributions[site].weight, contributions[site].update)
-    return sums.result(weights)
-
-
-def _check_total(total: float, sites: int) -> None:
-    if sites == 0:
+def total_weight(raw: Mapping[str, float]) -> float:
+    """The sum of sites' weights. Raises ValueError for one below 0, and for a sum that is not positive and finite."""
+    if not raw:
         raise ValueError("no contributions: a mean needs at least one site's update")
-    if not (math.isfinite(total) and total > 0.0):
-        raise ValueError(f"total weight of {sites} sites must be positive and finite, got {total}")
+    total = math.fsum(raw.values())
+    if not (math.isfinite(total) and total > 0.0 and min(raw.values()) >= 0.0):
+        raise ValueError(f"weights of {len(raw)} sites must be finite, at least 0 and not all 0, got the sum {total}")
+    return total

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fedscan.federation.kept_updates import KeptUpdates
 from fedscan.federation.server_round import RunStoppedError, ServerRound
 from fedscan.plan import Plan
 from fedscan.training.checkpoints import Checkpoint
@@ -169,13 +173,12 @@ def test_tensors_and_mappings_that_act_for_themselves_are_refused(update: Any, w
     assert word in str(r.receive("s1", answer(r), update))
 
 
-def test_an_answer_is_kept_as_a_copy_of_its_own() -> None:
-    r = new_round()
-    much = torch.zeros(10_000, requires_grad=True)
+def test_a_view_of_far_more_memory_is_kept_as_its_values_alone() -> None:
+    r = new_round(min_responses=1)
+    much = torch.full((10_000,), 0.5, requires_grad=True)
     assert r.receive("s1", answer(r), {"a": much[:4].view(2, 2), "b": much[:1].expand(3)}) is None
-    for tensor in r._good["s1"][1].values():
-        assert tensor.untyped_storage().nbytes() == tensor.numel() * 4
-        assert not tensor.requires_grad
+    state, _ = r.finish()
+    assert all(torch.equal(state.weights[name], tensor) for name, tensor in weights(1.5).items())
 
 
 @pytest.mark.parametrize("field", ["examples", "patients", "steps"])
@@ -193,3 +196,68 @@ def test_finite_updates_whose_sum_is_not_stop_the_run_and_leave_the_last_good_mo
         assert r.receive(site, answer(r), weights(huge)) is None
     with pytest.raises(RunStoppedError, match="would not be finite"):
         r.finish()
+
+
+def test_an_update_a_hundred_times_too_large_is_refused_when_all_have_answered() -> None:
+    r = new_round()
+    for site, size in (("s1", 0.1), ("s2", 10.0), ("s3", 0.1)):
+        assert r.receive(site, answer(r), weights(size)) is None
+    r.settle()
+    assert r.accepted == 2
+    state, record = r.finish()
+    assert "10 times the median" in (record.sites["s2"].refused or "")
+    assert record.sites["s2"].weight is None
+    torch.testing.assert_close(state.weights["a"], torch.full((2, 2), 1.1))
+
+
+def test_a_bound_on_the_norm_is_kept_by_each_update() -> None:
+    r = new_round(aggregation={"max_update_norm": 1.0})
+    assert "max_update_norm" in (r.receive("s1", answer(r), weights(0.5)) or "")
+    assert r.receive("s2", answer(r), weights(0.3)) is None
+
+
+def test_refusing_the_too_large_can_leave_too_few() -> None:
+    r = new_round(min_responses=3)
+    for site, size in (("s1", 0.1), ("s2", 10.0), ("s3", 0.1)):
+        r.receive(site, answer(r), weights(size))
+    assert r.is_enough
+    r.settle()
+    assert not r.is_enough
+
+
+@pytest.mark.parametrize(("method", "wanted"), [("median", 2.0), ("trimmed_mean", 2.0), ("mean", 13.0 / 3)])
+def test_the_plan_chooses_how_updates_become_a_model(method: str, wanted: float) -> None:
+    r = new_round(weighting="uniform", aggregation={"method": method, "trim_share": 0.34})
+    for site, size in (("s1", 1.0), ("s2", 2.0), ("s3", 10.0)):
+        r.receive(site, answer(r), weights(size))
+    r.settle()
+    state, _ = r.finish()
+    assert state.weights["a"][0, 0].item() == pytest.approx(1.0 + wanted)
+
+
+def test_updates_wait_in_private_files_and_leave_none(tmp_path: Path) -> None:
+    folder = tmp_path / "updates"
+    folder.mkdir()
+    (folder / "00000.safetensors").write_text("left by a killed server")
+    plan = Plan.model_validate({"ema": {"half_life_rounds": 0}})
+    r = ServerRound(plan, RUN, Checkpoint(0, weights(1.0), weights(1.0), 0), ["s1", "s2"], updates=KeptUpdates(folder))
+    for site in ("s1", "s2"):
+        r.receive(site, answer(r), weights(0.5))
+    files = sorted(folder.iterdir())
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o600, 0o600]
+    assert folder.stat().st_mode & 0o777 == 0o700
+    state, _ = r.finish()
+    assert state.weights["b"][0].item() == 1.5
+    assert not folder.exists()
+
+
+def test_a_full_disk_at_the_server_stops_the_run_and_asks_nobody_again(tmp_path: Path) -> None:
+    class Full(KeptUpdates):
+        def keep(self, site: str, update: Weights) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    state = Checkpoint(0, weights(1.0), weights(1.0), 0)
+    r = ServerRound(Plan(), RUN, state, ["s1", "s2"], updates=Full(tmp_path / "updates"))
+    assert "No space left" in (r.receive("s1", answer(r), weights(0.5)) or "")
+    with pytest.raises(RunStoppedError, match="No space left"):
+        r.settle()

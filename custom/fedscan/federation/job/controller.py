@@ -17,6 +17,7 @@ from nvflare.fuel.utils import fobs
 
 from fedscan.federation import job_results, messages, records, round_feed
 from fedscan.federation.job.persistor import CheckpointPersistor
+from fedscan.federation.kept_updates import KeptUpdates
 from fedscan.federation.run_start import write_model
 from fedscan.federation.server_job import ServerJob
 from fedscan.federation.server_round import RunStoppedError, ServerRound, now
@@ -132,12 +133,15 @@ class DiffusionFedAvg(FedAvg):
         """Asks all, waits for all or for the deadline, and asks again while too few good answers came."""
         plan = self.job.plan
         for attempt in range(1, plan.tries_per_round + 1):
-            self._round = ServerRound(plan, self.job.submission.run_id, self.state, targets, attempt, self._heads)
+            updates = KeptUpdates(self.job.run_folder / "updates")
+            run_id = self.job.submission.run_id
+            self._round = ServerRound(plan, run_id, self.state, targets, attempt, self._heads, updates)
             if plan.privacy is not None:  # what a site may charge must be on disk before it is asked
                 self._append(self._round.asked_record())
             for target in targets:
                 self._send(target, data, callback)
             self._wait()
+            self._round.settle()
             if self._round.is_enough:
                 return
             reason = f"{self._round.accepted} good answers, the plan needs {plan.min_responses}"
