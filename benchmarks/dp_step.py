@@ -334,8 +334,8 @@ def _memory_page(memory: dict[str, Any]) -> list[str]:
         "",
         "Peak resident MB of a process that takes two steps of 32 rows at fold 2 in fp32, by the number of patients "
         "that the rows belong to; beside each, what is above the process with one patient, and the float32 gradients "
-        "of the further patients (patients x parameters x 4 bytes), which bound it. All begin with what a process needs "
-        "to start and check itself, so that a few patients more can cost nothing.",
+        "of the further patients (patients x parameters x 4 bytes), which bound it. All begin with what a process "
+        "needs to start and check itself, so that a few patients more can cost nothing.",
         "",
         "| preset | parameters | plain | loop engine, 8 patients | patients | private | above one | gradients |",
         "|---|---|---|---|---|---|---|---|",

@@ -110,6 +110,7 @@ def test_a_private_plan_knows_its_sites_sizes_and_its_rows() -> None:
         (PRIVATE | {"weighting": "patients"}, ["'patients'", "uniform or declared"]),
         (PRIVATE | {"init_sha256": None}, ["from scratch", "public model", "privacy.from_scratch=true"]),
         ({"weighting": "declared"}, ["needs privacy.sites"]),
+        ({"aggregation": {"method": "median"}}, ["'median'", "one voice", "'uniform'"]),
         (PRIVATE | {"round_timeout_s": 60.0}, ["answer_after_s=60", "round_timeout_s=60", "late"]),
         (private(slices_per_patient=256, noise_draws_per_slice=8), ["at most 1024", "2048"]),
         (private(noise_multiplier=0), ["noise_multiplier", "greater than 0"]),

@@ -48,7 +48,7 @@ class KeptUpdates:
             raise OSError(f"an update that was kept cannot be read again: {type(error).__name__}") from None
 
         def tensor_of(site: str, name: str) -> Tensor:
-            tensor: Tensor = opened[site].get_tensor(name)
+            tensor: Tensor = opened[site].get_tensor(name)  # type: ignore[no-untyped-call]
             return tensor
 
         yield tensor_of

@@ -28,8 +28,8 @@ def squared_norms(rows: Tensor) -> Tensor:
     whole = rows[:, : blocks * _BLOCK].view(patients, blocks, _BLOCK)
     at_least_float32 = torch.promote_types(rows.dtype, torch.float32)
     squares: Tensor = torch.linalg.vector_norm(whole, dim=2, dtype=at_least_float32).double().square().sum(1)
-    rest = torch.linalg.vector_norm(rows[:, blocks * _BLOCK :], dim=1, dtype=at_least_float32)
-    return squares + rest.double().square()
+    squares += torch.linalg.vector_norm(rows[:, blocks * _BLOCK :], dim=1, dtype=at_least_float32).double().square()
+    return squares
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:

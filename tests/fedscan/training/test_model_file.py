@@ -38,6 +38,21 @@ def test_a_model_comes_back_alone_with_plan_and_provenance(saved: Path, plan: Pl
     assert [p.name for p in saved.parent.iterdir()] == ["m.safetensors"]
 
 
+def test_a_model_of_the_version_before_is_read_and_still_held_to_its_own_digest(saved: Path, plan: Plan) -> None:
+    tensors, metadata = load_tensors(saved)
+    old = json.loads(metadata["plan"]) | {"plan_version": 2}
+    del old["aggregation"]
+    text = json.dumps(old, sort_keys=True, separators=(",", ":"))
+    metadata |= {"plan": text, "plan_digest": hashlib.sha256(text.encode()).hexdigest()}
+    save_tensors(saved, tensors, metadata)
+    loaded = load_model(saved).plan
+    assert loaded.model_copy(update={"aggregation": plan.aggregation}) == plan
+    assert loaded.aggregation.max_norm_over_median is None, "it was trained without a bound"
+    save_tensors(saved, tensors, metadata | {"plan": text.replace('"rounds":', '"rounds":1')})
+    with pytest.raises(ModelFileError, match="not the one whose digest"):
+        load_model(saved)
+
+
 def test_the_same_model_is_the_same_bytes_and_any_safetensors_reader_reads_it(saved: Path, plan: Plan) -> None:
     before = saved.read_bytes()
     save_model(saved, initial_weights(plan), plan, {"sites": {"a": 3}})
