@@ -107,9 +107,9 @@ def page(record: dict[str, Any]) -> str:
         "# One poisoned site of ten",
         "",
         f"`python benchmarks/poisoned.py`; {record['hardware']}, torch {torch.__version__}. Ten sites of the "
-        "SARS-CoV-2 CT pictures (blocks of neighbours, so that they differ), preset tiny, 20 rounds of 10 steps from the "
-        "public start of docs/results/dp-usefulness.md, one voice a site, seed 0. One site sends, in place of its update "
-        "u: 9 u (just below the default bound of 10 medians), -9 u, noise of 9 times the median norm, or 100 u.",
+        "SARS-CoV-2 CT pictures (blocks of neighbours, so that they differ), preset tiny, 20 rounds of 10 steps from "
+        "the public start of docs/results/dp-usefulness.md, one voice a site, seed 0. One site sends, in place of its "
+        "update u: 9 u (just below the default bound of 10 medians), -9 u, noise of 9 times the median norm, or 100 u.",
         "",
         f"FD-lite112 of {SAMPLES} slices to 1000 real ones (floor {record['floor']:.1f}; the start alone "
         f"{record['start']:.1f}); lower is better. In brackets: rounds of {ROUNDS} in which the site was refused.",
