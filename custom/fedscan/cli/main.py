@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedscan.cli import audit, federation, job, policy, site, site_backup, site_commands, store
+from fedscan.cli import audit, federation, job, policy, server, site, site_backup, site_commands, store
 from fedscan.cli.budget import budget
 from fedscan.cli.deal import deal
 from fedscan.cli.demo import demo
@@ -29,8 +29,11 @@ one, `budget` shows what was spent and what is left, `audit privacy` attacks a p
 patients out.
 
 **As a researcher:** `job new` makes a job from a template in jobs/, `job check` says what is wrong with it, `job run`
-trains it over the sites, `job resume` goes on after a stop, `generate` draws synthetic slices from the model,
+trains it over the sites, on this machine or (`--kit`) in a provisioned federation, `job watch` shows its rounds, `job
+resume` goes on after a stop, `job download` fetches what a job came to, `generate` draws synthetic slices of it,
 `warm-start` makes a public start for private training, `deal` splits one store over several sites for a study.
+
+**As the server's operator:** `server places` says where runs and models lie, `server add-model` lays a model there.
 
 **To see it all at once:** `demo`, and `federation demo` for provisioned sites.""",
 )
@@ -61,6 +64,7 @@ app.add_typer(site.app, name="site")
 app.add_typer(policy.app, name="policy")
 app.add_typer(store.app, name="store")
 app.add_typer(job.app, name="job")
+app.add_typer(server.app, name="server")
 app.command("budget")(budget)
 app.add_typer(audit.app, name="audit")
 app.command("warm-start")(warm_start)

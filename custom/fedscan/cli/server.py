@@ -1,0 +1,75 @@
+"""`fedscan server ...`: for the operator of a federation's server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedscan.cli.output import fail, print_json
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="At the coordinator: where the server keeps runs and models, and which models plans may start from.",
+)
+
+ServerKit = Annotated[
+    Path, typer.Option("--kit", metavar="SERVER_KIT", help="The server's kit: the folder with startup/ and local/.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+@app.command("add-model")
+def add_model(
+    model: Annotated[Path, typer.Argument(metavar="FILE", help="A model.safetensors that fedscan wrote.")],
+    kit: ServerKit,
+    as_json: AsJson = False,
+) -> None:
+    """Lay a model on the server's shelf, so that plans may start from it (`job new --init FILE` names it by SHA-256).
+
+    Models that come with fedscan need not be laid there. The server need not be stopped.
+
+    Example: `fedscan server add-model start.safetensors --kit prod_00/server.example.org`
+    """
+    from fedscan.federation import server_shelf
+
+    try:
+        done = server_shelf.add_model(kit, model)
+    except server_shelf.ShelfError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename or model}: {error.strerror}")
+    if as_json:
+        print_json({"sha256": done.sha256, "path": str(done.path), "new": done.new})
+    else:
+        typer.echo(f"{done.sha256}: {'on the shelf now' if done.new else 'was on the shelf already'}")
+
+
+@app.command("places")
+def places(
+    kit: ServerKit,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", metavar="FOLDER", help="Keep runs and models here from the next job on.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show where the server keeps runs and models, or name another folder for them.
+
+    Runs that lie elsewhere stay there, and `job resume` does not find them: move them along (FOLDER/runs/RUN_ID).
+
+    Example: `fedscan server places --kit prod_00/server.example.org --folder /srv/fedscan`
+    """
+    from fedscan.federation import server_shelf
+
+    try:
+        now = server_shelf.places_of(kit) if folder is None else server_shelf.set_places(kit, folder)
+    except server_shelf.ShelfError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}")
+    if as_json:
+        print_json(now.model_dump(mode="json"))
+    else:
+        typer.echo(f"runs:   {now.run_folder}\nmodels: {now.shelf}")
