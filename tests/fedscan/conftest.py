@@ -1,4 +1,4 @@
-"""Kits as `nvflare provision` makes them with our builder, and a phantom store for them."""
+"""The command itself, kits as `nvflare provision` makes them with our builder, and a phantom store for them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from ctslices.phantom import chest_slices
 from ctslices.store import write_store
+from fedscan.cli.main import app
 from fedscan.federation import kits
+
+Command = Callable[..., tuple[int, str]]
 
 
 def provision(folder: Path, name: str = kits.PROJECT, strict: bool = True) -> Path:
@@ -24,6 +28,18 @@ def provision(folder: Path, name: str = kits.PROJECT, strict: bool = True) -> Pa
     (folder / "project.yml").write_text(yaml.safe_dump(description, sort_keys=False))
     kits.run_provisioner(folder)
     return folder / name / "prod_00"
+
+
+@pytest.fixture
+def command() -> Command:
+    """Runs `fedscan` with these arguments: exit status and all that it said."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return result.exit_code, result.output
+
+    return run
 
 
 @pytest.fixture(scope="session")

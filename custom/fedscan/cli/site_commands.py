@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from fedscan.cli.site_check import check
+from fedscan.cli.site_doctor import clean, doctor
 from fedscan.cli.site_install import install
 
 
@@ -12,3 +13,5 @@ def register(app: typer.Typer) -> None:
     """Adds them to `fedscan site`."""
     app.command("install")(install)
     app.command("check")(check)
+    app.command("doctor")(doctor)
+    app.command("clean")(clean)

@@ -63,10 +63,14 @@ def drop(folder: Path) -> None:
 def drop_expired(state: Path, now: datetime | None = None) -> None:
     """Forgets the answers of all runs below `state` whose submission has expired, or which are not whole."""
     for path in state.glob(f"*/{NAME}"):
-        try:
-            _, metadata = tensor_file.load_tensors(path)
-            if (now or datetime.now(UTC)) <= datetime.fromisoformat(metadata["expires"]):
-                continue
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        path.unlink(missing_ok=True)
+        if has_expired(path, now or datetime.now(UTC)):
+            path.unlink(missing_ok=True)
+
+
+def has_expired(path: Path, now: datetime) -> bool:
+    """Whether the submission of a kept answer has expired; so has one that is not whole."""
+    try:
+        _, metadata = tensor_file.load_tensors(path)
+        return now > datetime.fromisoformat(metadata["expires"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return True

@@ -7,23 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
-
-from fedscan.cli.main import app
 
 Command = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def command() -> Command:
-    """Runs `fedscan` with these arguments: exit status and all that it said."""
-
-    def run(*arguments: object) -> tuple[int, str]:
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return result.exit_code, result.output
-
-    return run
 
 
 @pytest.fixture
