@@ -144,11 +144,18 @@ def lab() -> Callable[..., Any]:
     """Context manager: a running federation of these sites. The server may run what lies in `server_side`."""
 
     @contextmanager
-    def running(folder: Path, sites: dict[str, Path], start: tuple[str, ...] | None = None) -> Iterator[Lab]:
-        places = {name: SitePlaces(site_file=path) for name, path in sites.items()}
+    def running(
+        folder: Path,
+        sites: dict[str, Path],
+        start: tuple[str, ...] | None = None,
+        change: Callable[[kits.Federation], None] = lambda _: None,
+    ) -> Iterator[Lab]:
+        """`sites`: each site's site.json, or its slice store for a site without policy. `change`: of the new kits."""
+        places = {name: _site_places(path, folder / f"{name}-state") for name, path in sites.items()}
         server = ServerPlaces(run_folder=str(folder / "runs" / "{run_id}"), shelf=folder / "shelf")
         federation = kits.provision(folder / "federation", places, server)
         _allow_everything_at_the_server(federation)
+        change(federation)
         with ExitStack() as stack:
             stack.callback(processes.stop_all, folder)
             with _server_path(folder):
@@ -161,6 +168,10 @@ def lab() -> Callable[..., Any]:
             yield Lab(folder, sites, session, federation)
 
     return running
+
+
+def _site_places(path: Path, state: Path) -> SitePlaces:
+    return SitePlaces(site_file=path) if path.is_file() else SitePlaces(no_policy=True, store=path, state=state)
 
 
 @contextmanager

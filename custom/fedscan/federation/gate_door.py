@@ -10,12 +10,14 @@ from typing import Any
 from fedscan.federation import gate_tables, refusals
 from fedscan.federation.byte_log import INSIDE, PARENT, ByteLog
 from fedscan.federation.gate_frames import BlockedError, Frame, Parts, frame_bytes
-from fedscan.federation.gate_rules import PassedAnswer, judge, place
+from fedscan.federation.gate_rules import PassedAnswer, is_listed, judge, place
 from fedscan.federation.site_folder import state_of
 
 SERVER = "server"
 _MOST_NOTES = 200
 """Of one process: nobody fills a site's disk by sending."""
+_MOST_STRANGE = 40
+"""Channels on no list that are counted by name: the log's line is written anew with each message."""
 Release = Callable[[list[Frame]], None]
 
 
@@ -34,6 +36,7 @@ class Door:
         self._constants: dict[str, Any] = {}
         self._waiting: dict[str, list[tuple[str, int]]] = {}
         self._notes: dict[tuple[str, str], None] = {}
+        self._strange: set[str] = set()
 
     def keep_in(self, local: Path) -> None:
         """What is noted goes into the state folder of the site with this KIT/local. Raises OSError."""
@@ -74,8 +77,8 @@ class Door:
         try:
             return self._parts.add(frame, self._judge) if frame.is_part else self._judge([frame])
         except BlockedError as error:
-            log.count(place(frame), SERVER, frame_bytes(frame), blocked=True)
-            self.note(place(frame), str(error))
+            log.count(self._place(frame), SERVER, frame_bytes(frame), blocked=True)
+            self.note(self._place(frame), str(error))
             raise
 
     def _judge(self, frames: list[Frame]) -> list[Frame]:
@@ -85,8 +88,17 @@ class Door:
                     self._constants.setdefault(name, frames[0].headers[name])
         judgement = judge(frames, self._passed(), self._constants)
         for path in judgement.taken_out:
-            self.note(place(frames[0]), f"taken out: {path}")
+            self.note(self._place(frames[0]), f"taken out: {path}")
         return judgement.frames
+
+    def _place(self, frame: Frame) -> str:
+        """Channel and topic; of those that are on no list, the first few."""
+        where = place(frame)
+        if not is_listed(frame) and where not in self._strange:
+            if len(self._strange) >= _MOST_STRANGE:
+                return "others"
+            self._strange.add(where)
+        return where
 
     def _count(self, frame: Frame, log: ByteLog) -> None:
         """Where a connection leads is known after its handshake alone."""

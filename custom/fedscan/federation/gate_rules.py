@@ -36,7 +36,7 @@ class PassedAnswer:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What may go, and where something of the message had to stay: paths of fields, never values."""
+    """What may go, and where something of the message had to stay: paths of known fields, never values."""
 
     frames: list[Frame]
     taken_out: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ def judge(parts: list[Frame], passed: PassedAnswer | None, constants: Mapping[st
     taken: list[str] = []
     frames = [replace(part, headers=_headers(part, constants or {}, taken)) for part in parts]
     frames = _payload(frames, table, passed, taken)
-    return Judgement(frames, tuple(dict.fromkeys(taken)))
+    return Judgement(frames, tuple(dict.fromkeys(map(_shown, taken))))
 
 
 def place(frame: Frame) -> str:
@@ -63,7 +63,13 @@ def place(frame: Frame) -> str:
     if frame.kind != "data":
         return f"connection/{frame.kind}"
     text = f"{frame.channel}/{frame.topic}"
-    return re.sub(r"[^\w.:/-]", "?", text)[:120]
+    return re.sub(r"[^\w.:/-]", "?", text)[:100]
+
+
+def is_listed(frame: Frame) -> bool:
+    """Whether its channel and topic stand in a table: others are whatever the sender chose."""
+    names = {key[:2] for table in (tables.JOB_MESSAGES, tables.PARENT_MESSAGES) for key in table}
+    return frame.kind != "data" or (frame.channel, frame.topic) in names
 
 
 def _heartbeat(frame: Frame) -> Judgement:
@@ -81,7 +87,7 @@ def _handshake(frame: Frame) -> Judgement:
         raise BlockedError("a handshake of another form")
     rules = {"endpoint_name": re.escape(frame.me), "fqcn": re.escape(frame.me), "timestamp": tables.TIME}
     kept = {k: v for k, v in said.items() if k in rules and _text_fits(rules[k], v)}
-    taken = tuple(f"handshake/{_name(key)}" for key in said if key not in kept)
+    taken = tuple("a field of the handshake" for key in said if key not in kept)
     return Judgement([replace(frame, payload=msgpack.packb(kept)) if taken else frame], taken)
 
 
@@ -101,8 +107,8 @@ def _headers(frame: Frame, constants: Mapping[str, Any], taken: list[str]) -> di
     for name, value in frame.headers.items():
         shown = tables.WITHHELD if name in tables.ERROR_TEXTS else value
         clean = _clean(shown, str(name), _rules(frame, tables.HEADERS), [])
-        if clean is _DROP or _name(name) != name or constants.get(name, clean) != clean:
-            taken.append(f"header {_name(name)}")
+        if clean is _DROP or not _is_name(name) or constants.get(name, clean) != clean:
+            taken.append(f"header/{name}")
         else:
             kept[name] = clean
     if not {"cn__channel", "cn__topic", "cn__from", "cn__destination"} <= set(kept):
@@ -277,7 +283,7 @@ def _clean_mapping(
 ) -> Any:
     kept = {}
     for key, value in node.items():
-        if not isinstance(key, str) or _name(key) != key:
+        if not _is_name(key):
             taken.append(f"{path}/?")
             continue
         clean = _clean(value, f"{path}/{key}", fits, taken, chunks)
@@ -286,10 +292,22 @@ def _clean_mapping(
     return kept or _DROP
 
 
-def _name(key: object) -> str:
-    """A field's name as it may be noted; another where it is no name."""
-    text = str(key)
-    return text if re.fullmatch(r"[\w.-]{1,100}", text) else "?"
+def _is_name(key: object) -> bool:
+    return isinstance(key, str) and re.fullmatch(r"[\w.-]{1,100}", key) is not None
+
+
+_KNOWN_WORDS = frozenset(
+    word
+    for table in (tables.HEADERS, *tables.JOB_MESSAGES.values(), *tables.PARENT_MESSAGES.values())
+    for path in table
+    for word in re.findall(r"\w+", path)
+)
+
+
+def _shown(path: str) -> str:
+    """A field's path as it may be noted: a name that is in no table may be anything, a patient's too."""
+    known = _KNOWN_WORDS | {"header", ""}
+    return "/".join(part if part.rstrip("[]{}") in known else "?" for part in path.split("/"))
 
 
 def _text_fits(pattern: str, value: object) -> bool:
