@@ -23,6 +23,7 @@ PARTS: dict[str, list[str]] = {
     "demo": [*SLOW, "tests/integration/test_demo.py"],
     "runs": [*SLOW, *(f"tests/integration/test_{name}.py" for name in RUNS)],
     "policy": [*SLOW, "tests/integration/test_policy_attacks.py", "tests/integration/test_private_restarts.py"],
+    "gate": [*SLOW, "tests/integration/test_inside_attacks.py", "tests/integration/test_bytes_counted.py"],
     "kills": [*SLOW, "tests/integration/test_kills.py", "tests/integration/test_private_federation_kills.py"],
     "private-kills": [*SLOW, "tests/integration/test_private_kills.py"],
 }
