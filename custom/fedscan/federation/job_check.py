@@ -104,7 +104,7 @@ def _config(config: Mapping[str, Any], where: str) -> Iterator[Finding]:
             yield from job_folder.validation_findings(error, where, "submission")
     else:
         if submission.is_expired():
-            yield Finding("error", where, f"the submission expired at {submission.expires}: make the job anew")
+            yield Finding("error", where, f"the submission expired at {submission.expires}: `fedscan job renew` it")
 
 
 def class_paths(config: Mapping[str, Any]) -> Iterator[str]:

@@ -51,7 +51,9 @@ class ServerPlaces(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    run_folder: str = Field(description="where a run's records go; `{run_id}` in it stands for the run's id")
+    run_folder: str = Field(
+        min_length=1, description="where a run's records go; `{run_id}` stands for the run's id, else it is for one run"
+    )
     shelf: Path = Field(description="folder of model files that a plan may name by SHA-256: SHA256.safetensors")
     stamps: tuple[str, ...] = Field(default=(), description="what every output of a run here must say of it")
 
