@@ -6,6 +6,7 @@ import typer
 
 from fedscan.cli.site_check import check
 from fedscan.cli.site_doctor import clean, doctor
+from fedscan.cli.site_dossier import dossier
 from fedscan.cli.site_install import install
 
 
@@ -14,4 +15,5 @@ def register(app: typer.Typer) -> None:
     app.command("install")(install)
     app.command("check")(check)
     app.command("doctor")(doctor)
+    app.command("dossier")(dossier)
     app.command("clean")(clean)
