@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +27,8 @@ from nvflare.fuel.flare_api.api_spec import (
     SessionClosed,
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
+
+from fedscan.federation import job_form
 
 START_TIMEOUT_S = 180.0
 ADMIN_JSON = Path("startup") / "fed_admin.json"
@@ -145,9 +149,11 @@ def connected(opened: Session) -> list[str]:
 
 
 def submit(opened: Session, job: Path) -> str:
-    """Signs and submits a job folder. Returns NVFlare's job id. Raises AdminError."""
-    with _plain_words("submit"):
-        return str(opened.submit_job(str(job.resolve())))
+    """Signs and submits a copy of a job folder: NVFlare signs in place. Returns NVFlare's job id. Raises AdminError."""
+    with tempfile.TemporaryDirectory(prefix="fedscan-") as folder, _plain_words("submit"):
+        copy = Path(folder) / job.resolve().name
+        shutil.copytree(job, copy, ignore=shutil.ignore_patterns(*job_form.NVFLARE_FILES))
+        return str(opened.submit_job(str(copy)))
 
 
 def status(opened: Session, job_id: str) -> str:
