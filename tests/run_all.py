@@ -24,6 +24,8 @@ PARTS: dict[str, list[str]] = {
     "runs": [*SLOW, *(f"tests/integration/test_{name}.py" for name in RUNS)],
     "policy": [*SLOW, "tests/integration/test_policy_attacks.py", "tests/integration/test_private_restarts.py"],
     "gate": [*SLOW, "tests/integration/test_inside_attacks.py", "tests/integration/test_bytes_counted.py"],
+    "site": [*SLOW, "tests/integration/test_installed_site.py"],
+    "remote": [*SLOW, "tests/integration/test_remote_run.py", "tests/integration/test_remote_tools.py"],
     "kills": [*SLOW, "tests/integration/test_kills.py", "tests/integration/test_private_federation_kills.py"],
     "private-kills": [*SLOW, "tests/integration/test_private_kills.py"],
 }
