@@ -127,6 +127,7 @@ def _always(kit: Kit) -> Iterator[Item]:
             (site.file.ledger, "ledger", "what was spent stays spent"),
             (site.state / "refusals.jsonl", "refusals", "for this site's people; 8 MiB, then .old"),
             (site.state / "bytes", "log of every byte that left", "for this site's people"),
+            (site.state / "audit", "audit log, chained", "for this site's people (`fedscan audit log`)"),
             (site.state / "nonces", "used submissions", "a submission is taken once"),
             (site.state / "approvals", "approvals", "until they are withdrawn"),
             (site.state / "refused", "refused plans", "the last 64"),

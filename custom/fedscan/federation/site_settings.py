@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fedscan.federation import site_originals, site_rules
+from fedscan.federation import audit_log, byte_log, refusals, site_originals, site_rules
 from fedscan.federation.site_findings import Check, error
 from fedscan.federation.site_kit import CLIENT_JSON, Kit
 from fedscan.federation.site_rules import NEW_KIT, RESTART
@@ -39,6 +39,11 @@ _KNOWN = {
         "log_config.json.default",
         "comm_config.json",
         "site.json",
+        # What our own gate, guard and validator note of a kit that runs before it is installed.
+        byte_log.FOLDER,
+        audit_log.FOLDER,
+        refusals.FILE,
+        f"{refusals.FILE}.old",
     },
 }
 

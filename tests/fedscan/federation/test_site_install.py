@@ -15,7 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from filelock import FileLock
 
-from fedscan.federation import site_certificates, site_preflight, site_scope
+from fedscan.federation import refusals, site_certificates, site_preflight, site_scope
+from fedscan.federation.byte_log import ByteLog
 from fedscan.federation.places import PlacesError, site_places
 from fedscan.federation.site_install import Choices, InstallError, install
 from fedscan.privacy.event import Event
@@ -61,6 +62,16 @@ def test_install_lays_all_that_is_the_hospitals(kit: Path, store: Path) -> None:
     assert errors(kit) == []
     for path in [private, *private.rglob("*")]:
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_a_kit_that_was_started_too_early_can_be_installed(kit: Path, store: Path) -> None:
+    """Its gate and guard noted in KIT/local what they had no state folder for."""
+    refusals.note(kit / "local", "deploy", ["site.json cannot be read"])
+    log = ByteLog("parent")
+    log.write_to(kit / "local")
+    log.count("task/register", "server", 100)
+    install(kit, Choices(store=store, policy=POLICY))
+    assert errors(kit) == []
 
 
 def test_a_second_time_nothing_is_changed(installed: Path, store: Path) -> None:
