@@ -21,6 +21,7 @@ import pytest
 from ctslices.phantom import chest_slices
 from ctslices.store import write_store
 from fedscan.federation import byte_log, job_folder, kits, records
+from fedscan.federation.audit_log import AuditLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -170,3 +171,19 @@ def test_each_process_has_its_file_and_each_file_is_the_sites_own(counted: Count
 @pytest.mark.parametrize("site", SITES)
 def test_a_site_listens_on_loopback_alone(counted: Counted, site: str) -> None:
     assert counted.listening[site] == {"127.0.0.1"}
+
+
+def test_the_audit_logs_of_server_and_site_tell_the_run_and_hold(counted: Counted) -> None:
+    kit = counted.lab / "federation" / kits.PROJECT / "prod_00" / kits.SERVER
+    server, site = AuditLog(kit).verify(), AuditLog(counted.lab / "hosp-a-state").verify()
+    assert (server.ok, site.ok) == (True, True), (server.faults, site.faults)
+    told = [(event.what, event.who, event.text) for event in server.events]
+    assert told[0][0] == "start"
+    assert any(what == "command" and who == kits.LEAD and "submit_job" in text for what, who, text in told)
+    assert {who for what, who, _ in told if what == "register"} == set(SITES)
+    assert [text for what, _, text in told if what == "job"] == ["deployed", "started", "ended"]
+    assert any(what == "round" and "lines of rounds.jsonl" in text for what, _, text in told)
+    said = [(event.what, event.text) for event in site.events]
+    assert said[0][0] == "start"
+    assert ("command", "train.deploy") in said
+    assert sum(what == "answer" for what, _ in said) == ROUNDS

@@ -1,4 +1,4 @@
-"""`fedscan audit ...`: attack our own claims."""
+"""`fedscan audit ...`: attack our own claims, and read what server and sites noted."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedscan.cli import audit_log
 from fedscan.cli.output import fail, print_json
 
 if TYPE_CHECKING:
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
     from fedscan.training.data import TrainingSet
     from fedscan.training.weights import Weights
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Attack our own claims.")
-
-
-@app.callback()
-def _audit() -> None:
-    """A group, though it has one command yet."""
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Attack our own claims; read and verify what a server or a site noted.",
+)
+audit_log.register(app)
 
 
 @app.command("privacy")

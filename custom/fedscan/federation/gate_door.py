@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fedscan.federation import gate_tables, refusals
+from fedscan.federation.audit_log import AuditError, AuditLog
 from fedscan.federation.byte_log import INSIDE, PARENT, ByteLog
 from fedscan.federation.gate_frames import BlockedError, Frame, Parts, frame_bytes
 from fedscan.federation.gate_rules import PassedAnswer, is_listed, judge, place
 from fedscan.federation.site_folder import state_of
 
 SERVER = "server"
+SUBMIT_TOPIC = "submit_update"
 _MOST_NOTES = 200
 """Of one process: nobody fills a site's disk by sending."""
 _MOST_STRANGE = 40
@@ -29,6 +32,7 @@ class Door:
 
     def __init__(self, passed: Callable[[], PassedAnswer | None]) -> None:
         self._passed = passed
+        self._noted_answer: PassedAnswer | None = None
         self._lock = threading.RLock()
         self._parts = Parts()
         self._log: ByteLog | None = None
@@ -86,7 +90,11 @@ class Door:
             for name in gate_tables.CONSTANT_HEADERS:
                 if name in frames[0].headers:
                     self._constants.setdefault(name, frames[0].headers[name])
-        judgement = judge(frames, self._passed(), self._constants)
+        passed = self._passed()
+        judgement = judge(frames, passed, self._constants)
+        if frames[0].topic == SUBMIT_TOPIC and passed is not None and passed is not self._noted_answer:
+            self._noted_answer = passed
+            self._audit_answer(passed, frames[0].job)
         for path in judgement.taken_out:
             self.note(self._place(frames[0]), f"taken out: {path}")
         return judgement.frames
@@ -110,6 +118,14 @@ class Door:
         for where, earlier in self._waiting.pop(frame.connection, []):
             log.count(where, to, earlier)
         log.count(place(frame), to, size)
+
+    def _audit_answer(self, passed: PassedAnswer, job: str) -> None:
+        """Before it leaves. Raises OSError."""
+        record = passed.record
+        text = f"round {record.get('round_number')} of run {record.get('run_id')}, plan {record.get('plan_digest')}"
+        if self._local is not None:
+            with contextlib.suppress(AuditError):  # as in refusals.note
+                AuditLog(state_of(self._local)).append("answer", text, job=job)
 
     def _write_note(self, where: str, reason: str) -> None:
         if self._local is not None:

@@ -90,7 +90,8 @@ _CONTEXT = {
     rf"{_H}/__topic__": r"TOPIC",
 }
 _EMPTY = {r"body/\{\}": ""}
-_CODE = {**_CONTEXT, rf"{_H}/__rc__": r"[A-Z_]{2,40}"}
+_CODES = "|".join(sorted(BARE_CODES | {"OK", "ERROR", "BAD_REQUEST_DATA", "HANDLER_EXCEPTION", "TOPIC_UNKNOWN"}))
+_CODE = {**_CONTEXT, rf"{_H}/__rc__": _CODES}
 _REQUEST_OF_CHUNK = {
     **_EMPTY,
     r"body/(ref_id)": "UUID",
@@ -126,6 +127,8 @@ JOB_MESSAGES: dict[Key, dict[str, str]] = {
         r"body/data\[\]": "CHUNK",
     },
     ("return_only", "aux_communication:__end_run__", "req"): _CODE,
+    # A task that comes as an auxiliary message gets a code, never an answer:
+    ("return_only", "aux_communication:__do_task__", "req"): _CODE,
     ("return_only", "aux_communication:fedscan.run_complete", "req"): _CODE,
     ("sm__STREAM", "sm__ACK", "req"): _EMPTY,
     ("sm__STREAM", "sm__ERROR", "req"): _EMPTY,
@@ -145,7 +148,7 @@ _REPLY = {
     r"body/__fobs_data__/data/body/__fobs_data__/__headers__/_resource_reserve_token": "UUID|",
     r"body/__fobs_data__/data/body/__fobs_data__/\{\}": "",
     r"body/__fobs_data__/data/body/__fobs_data__/__headers__/\{\}": "",
-    r"body/__fobs_data__/data/body/__fobs_data__/__headers__/__rc__": r"[A-Z_]{2,40}",
+    r"body/__fobs_data__/data/body/__fobs_data__/__headers__/__rc__": _CODES,
 }
 PARENT_MESSAGES: dict[Key, dict[str, str]] = {
     ("task", "challenge", "req"): _EMPTY,
@@ -176,7 +179,9 @@ ADMIN_TOPICS = (
 ADMIN_BODIES = (
     r"ok|Start the client app\.\.\.|deployed [\w-]{1,64} to SITE|Client app (already (started|stopped)|has not started)"
     r"\.|Abort signal has been sent to the (client App|current task)\.|Shutdown the client\.\.\.|"
-    rf"Restart the client\.\.\.|{WITHHELD}|(NVFLARE_ERROR: )?refused by policy|not authorized|invalid_request"
+    rf"Restart the client\.\.\.|{WITHHELD}|not authorized|invalid_request|(NVFLARE_ERROR: )?("
+    r"refused by policy|privacy scope '[\w-]{0,64}' is not allowed|BYOC not permitted|"
+    r"app [\w-]{1,64} does not pass signature verification)|unsigned job rejected - signed deploy is required"
 )
 """What such an answer may say; any other text becomes WITHHELD."""
 ADMIN_BODIES_ANY_SITE = ADMIN_BODIES.replace("SITE", r"[\w-]{1,64}")

@@ -27,11 +27,16 @@ LOG_FILES_KEPT = 4
 BYTE_COUNTER = "fedscan.federation.byte_counter.SiteByteCounter"
 PRIVACY_COMPONENTS: tuple[dict[str, Any], ...] = ({"id": "fedscan_gate", "path": GATE, "args": {}},)
 """Built in a site's job process after all of the job's own components, so that they have the last word."""
-PARENT_COMPONENTS: tuple[dict[str, Any], ...] = ({"id": "fedscan_byte_counter", "path": BYTE_COUNTER, "args": {}},)
+_RECORDER = {"id": "fedscan_audit", "path": "fedscan.federation.audit_recorder.AuditRecorder", "args": {}}
+PARENT_COMPONENTS: tuple[dict[str, Any], ...] = (
+    {"id": "fedscan_byte_counter", "path": BYTE_COUNTER, "args": {}},
+    _RECORDER,
+)
 """Ours in a site's parent process."""
 
 SERVER_COMPONENTS: tuple[dict[str, Any], ...] = (
     {"id": "fedscan_keeper", "path": "fedscan.federation.server_keeper.ServerKeeper", "args": {}},
+    _RECORDER,
 )
 """Ours in the server's parent process."""
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+
+from fedscan.federation.audit_log import AuditError, AuditLog
 
 FILE = "refusals.jsonl"
 MAX_BYTES = 8 * 2**20
@@ -26,6 +29,10 @@ def note(state: Path, phase: str, reasons: Sequence[str], run_id: str | None = N
         "run_id": run_id,
         "reasons": [reason[:1000] for reason in reasons[:_MAX_REASONS]],
     }
+    # A chain that was cut is not continued: `fedscan audit log --verify` says so, and this file goes on.
+    with contextlib.suppress(AuditError):
+        run = f" in run {run_id}" if run_id else ""
+        AuditLog(state).append("refused", f"{phase}{run}: {'; '.join(reasons)}")
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         os.write(descriptor, json.dumps(entry).encode() + b"\n")

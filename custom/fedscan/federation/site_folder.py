@@ -17,3 +17,8 @@ def state_of(local: Path) -> Path:
         return SiteSetup.of(site_places(privacy["scopes"][0]["properties"])).state
     except (OSError, ValueError, KeyError, IndexError, TypeError, PlacesError, SiteError):
         return local
+
+
+def notes_of(kit: Path) -> Path:
+    """The folder that holds audit/: a server's kit, a site's state folder."""
+    return kit if (kit / "startup" / "fed_server.json").is_file() else state_of(kit / "local")
