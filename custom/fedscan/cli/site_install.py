@@ -54,7 +54,9 @@ def install(
     new_root: Annotated[
         str | None,
         typer.Option(
-            "--new-root", metavar="DIGITS", help="Take a kit that another root key signed: the 64 digits from the lead."
+            "--new-root",
+            metavar="DIGITS",
+            help="Take a kit that another root key signed: the 64 digits from the operator.",
         ),
     ] = None,
     second_federation: Annotated[
@@ -64,7 +66,7 @@ def install(
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: the defaults, and what the options say.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Lay this hospital's own part over the kit that the lead sent: key, ledger, policy, and the link to the store.
+    """Lay this hospital's own part over the kit that the operator sent: key, ledger, policy, and the link to the store.
 
     Asks at most five questions. Run it again after a stop, or on a renewed kit: what is there is kept.
 

@@ -70,8 +70,8 @@ def check(known: tuple[Known, ...], kit: Kit, new_root: str | None, second_feder
     if kit.root_sha256 not in (one.root_sha256, new_root):
         raise ForeignKitError(
             f"the kit calls itself {kit.project!r}, but another root key signed it: got {kit.root_sha256}, installed "
-            f"was {one.root_sha256}. Ask the lead by telephone; if its root is new, say --new-root with the "
-            "64 digits that the lead reads out"
+            f"was {one.root_sha256}. Ask the operator by telephone; if its root is new, say --new-root with the "
+            "64 digits that the operator reads out"
         )
 
 

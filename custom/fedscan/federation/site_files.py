@@ -19,8 +19,8 @@ from fedscan.privacy.site_file import SITE_JSON
 
 NAMES = ("modes", "owner", "links", "start-scripts", "certificates", "renewal")
 RENEW = (
-    "ask the lead for a renewed kit, lay it in this one's place and run `fedscan site install KIT`: ledger and policy "
-    "are kept"
+    "ask the operator for a renewed kit, lay it in this one's place and run `fedscan site install KIT`: ledger and "
+    "policy are kept"
 )
 
 
@@ -67,7 +67,7 @@ def _links(kit: Kit) -> Iterator[Check]:
 
 
 def _scripts(kit: Kit) -> Iterator[Check]:
-    """Scripts come from the lead and run at the hospital: they must be NVFlare's own, made private by our builder."""
+    """The operator's scripts run at the hospital: they must be NVFlare's own, made private by our builder."""
     try:
         wanted = site_originals.scripts(kit.site, _organisation(kit))
     except ValueError as trouble:
@@ -79,7 +79,7 @@ def _scripts(kit: Kit) -> Iterator[Check]:
             f"startup/{', startup/'.join(other)} are not those that the installed NVFlare and Fedscan make (umask 077, "
             "secure logging, no other code)"
         )
-        fix = f"{NEW_KIT}; if the lead provisions with another version, install that one here"
+        fix = f"{NEW_KIT}; if the operator provisions with another version, install that one here"
         yield error("start-scripts", text, fix)
 
 

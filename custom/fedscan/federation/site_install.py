@@ -1,4 +1,4 @@
-"""`fedscan site install`: the hospital's own part, laid over the kit that the consortium's lead sent."""
+"""`fedscan site install`: the hospital's own part, laid over the kit that the federation's operator sent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Choices:
     policy: Policy | None = None
     limits: Limits | None = None
     new_root: str | None = None
-    """SHA-256 of a new federation root's public key, as the lead told it by another way."""
+    """SHA-256 of a new federation root's public key, as the operator told it by another way."""
     second_federation: bool = False
 
 
@@ -57,7 +57,7 @@ def private_folder(kit: Path, private: Path | None = None) -> Path:
     link = kit / "local" / SITE_JSON
     if private is None and link.is_symlink() and link.exists():
         return link.resolve().parent
-    kit = kit.absolute()
+    kit = kit.resolve()
     return (private or kit.with_name(kit.name + ".private")).absolute()
 
 
@@ -158,8 +158,8 @@ def _site(kit: Kit, home: Path, choices: Choices) -> tuple[Site, tuple[str, ...]
             return present, _unlike(present, choices), []
         if present is not None:
             raise InstallError(
-                f"{present.path} is the site {present.name!r}, and the kit is of {kit.site!r}: the lead must name the "
-                f"site {present.name!r} in project.yml, or give this kit files of its own with --private"
+                f"{present.path} is the site {present.name!r}, and the kit is of {kit.site!r}: the operator must name "
+                f"the site {present.name!r} in project.yml, or give this kit files of its own with --private"
             )
         if choices.store is None:
             raise InstallError("name the slice store with --store (`fedscan prepare` makes one)")
@@ -184,7 +184,7 @@ def _site(kit: Kit, home: Path, choices: Choices) -> tuple[Site, tuple[str, ...]
 
 
 def _must_be_the_hospitals(kit: Kit, present: Site) -> None:
-    """A site.json that came with the kit would be the lead's policy."""
+    """A site.json that came with the kit would be the sender's policy."""
     file, folder = present.file, kit.folder.resolve()
     if any(place.resolve().is_relative_to(folder) for place in (file.policy, file.key, file.ledger)):
         raise InstallError(

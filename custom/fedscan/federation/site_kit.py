@@ -1,4 +1,4 @@
-"""A site's kit as the consortium's lead sent it: what it is, whose, and for which federation. Nothing is written."""
+"""A site's kit as the operator sent it: what it is, whose, and for which federation. Nothing is written."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class Kit:
             content = read_object(startup / CLIENT_JSON, f"startup/{CLIENT_JSON}")
             root, own = load(startup / "rootCA.pem"), load(startup / "client.crt")
         except (OwnFileError, CertificateError) as error:
-            raise KitError(f"{error}: unpack the kit anew, or ask the lead for it again") from None
+            raise KitError(f"{error}: unpack the kit anew, or ask the operator for it again") from None
         project, server = _server(content)
-        return cls(folder.absolute(), project, common_name(own), public_key_sha256(root), server, content)
+        return cls(folder.resolve(), project, common_name(own), public_key_sha256(root), server, content)
 
     @property
     def startup(self) -> Path:
-        """What the lead's provisioning made: certificates, keys, start scripts."""
+        """What the operator's provisioning made: certificates, keys, start scripts."""
         return self.folder / "startup"
 
     @property
@@ -73,7 +73,7 @@ class Kit:
 
 def _must_be_a_sites(folder: Path) -> None:
     if not folder.is_dir():
-        raise KitError(f"{folder} is no folder: unpack the kit that the lead sent, and name its folder")
+        raise KitError(f"{folder} is no folder: unpack the kit that the operator sent, and name its folder")
     for name, what in _OTHERS.items():
         if (folder / "startup" / name).exists():
             raise KitError(f"{folder} is {what}")
@@ -92,5 +92,5 @@ def _server(content: dict[str, Any]) -> tuple[str, Server]:
     except (KeyError, TypeError, ValueError):
         found = None
     if found is None or not (isinstance(project, str) and isinstance(identity, str)):
-        raise KitError(f"startup/{CLIENT_JSON} names no single server: ask the lead for the kit again")
+        raise KitError(f"startup/{CLIENT_JSON} names no single server: ask the operator for the kit again")
     return project, Server(found["host"].strip("[]"), int(found["port"]), identity)

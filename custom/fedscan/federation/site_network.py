@@ -163,7 +163,5 @@ def _port(kit: Kit) -> Iterator[Check]:
             reason = trouble.strerror
     if any(port in site_processes.listening_ports(parent) for parent in site_processes.of_kit(kit.folder).parents):
         return
-    fix = (
-        "end the process that holds it (ss -ltnp shows it), or let the lead give this site another listening_host.port"
-    )
+    fix = "end the process that holds it (ss -ltnp shows it), or ask the operator for another listening_host.port"
     yield error("listening-port", f"port {port} on loopback is taken by another process ({reason})", fix)

@@ -36,7 +36,7 @@ def check(folder: Path, *, network: bool = True, now: datetime | None = None) ->
 
 
 def of_the_kit_alone(kit: Kit) -> list[Check]:
-    """Errors in what the lead sent, whoever installs it: `site install` lays nothing over such a kit."""
+    """Errors in what the operator sent, whoever installs it: `site install` lays nothing over such a kit."""
     found = [*site_settings.findings(kit), *site_files.findings(kit)]
     # Modes and owner are the unpacking's, and `install` closes what is open.
     return [one for one in found if one.level == "error" and one.name not in ("modes", "owner")]

@@ -8,7 +8,7 @@ from typing import Any
 from fedscan.federation import kit_files, site_originals
 from fedscan.federation.site_findings import Check, error
 
-NEW_KIT = "put the file back as the lead sent it (unpack the kit again), then `fedscan site install` on it"
+NEW_KIT = "put the file back as the operator sent it (unpack the kit again), then `fedscan site install` on it"
 RESTART = "and restart the site"
 _RESOURCES = "local/resources.json"
 _GPU_ARGS = {"num_of_gpus", "mem_per_gpu_in_GiB"}

@@ -62,5 +62,5 @@ def _scope(privacy: dict[str, Any]) -> dict[str, Any]:
         return scopes[0]
     raise ScopeError(
         f"local/{PRIVACY_JSON} has not one scope: this kit was not made by Fedscan's builder "
-        "(site_configs/project.yml); ask the lead for one that was"
+        "(site_configs/project.yml); ask the operator for one that was"
     )

@@ -14,7 +14,7 @@ from fedscan.federation.site_rules import NEW_KIT, RESTART
 from fedscan.privacy.own_files import OwnFileError, read_object
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-_CONFIG_LIKE = re.compile(r"\.(json|conf|ya?ml|py)(\.default)?$|resources", re.IGNORECASE)
+_CONFIG_LIKE = re.compile(r"\.(json|conf|ya?ml|py|sh)(\.default)?$|resources", re.IGNORECASE)
 _KNOWN = {
     "startup": {
         "client.crt",
@@ -81,6 +81,7 @@ def _client(kit: Kit) -> Iterator[Check]:
     known = {"format_version", "require_signed_jobs", "servers", "client"}
     if unknown := sorted(set(content) - known):
         yield error("settings", f"{where} has what does not belong there: {', '.join(unknown)[:200]}", NEW_KIT)
+    yield from _servers(content["servers"], where)
     if content.get("require_signed_jobs") is not True:
         yield error(
             "signed-jobs",
@@ -116,7 +117,7 @@ def _comm(content: dict[str, Any]) -> Iterator[Check]:
     where = "local/comm_config.json"
     internal = content.get("internal")
     place = internal.get("resources") if isinstance(internal, dict) else None
-    fix = f"ask the lead for a kit with `listening_host` ({NEW_KIT})"
+    fix = f"ask the operator for a kit with `listening_host` ({NEW_KIT})"
     if not isinstance(internal, dict) or not isinstance(place, dict):
         text = (
             f"{where} names no listener of its own: NVFlare opens a port at which any local process commands the site"
@@ -157,6 +158,16 @@ def _difference(got: object, wanted: dict[str, Any], path: str = "") -> str:
             here = f"{path}.{key}".lstrip(".")[:120]
             return _difference(got.get(key), inner, here) if isinstance(inner, dict) else here
     return path or "the order of its entries"
+
+
+def _servers(servers: list[Any], where: str) -> Iterator[Check]:
+    """`Kit` has read them: one, with name, identity and target."""
+    (server,) = servers
+    service = server["service"]
+    if set(server) != {"name", "service", "identity"} or set(service) != {"target", "scheme"}:
+        yield error("settings", f"{where}: the server has keys that a strict kit's has not", NEW_KIT)
+    elif service["scheme"] not in ("http", "grpc", "tcp"):
+        yield error("settings", f"{where}: scheme must be http, grpc or tcp, got {service['scheme']!r:.40}", NEW_KIT)
 
 
 _JUDGES: dict[str, Callable[[dict[str, Any]], Iterator[Check]]] = {

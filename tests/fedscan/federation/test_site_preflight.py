@@ -136,6 +136,15 @@ SETTINGS: dict[str, tuple[str, Break]] = {
         "settings",
         edit("startup/fed_client.json", lambda c: c.update(class_allow_list=["nvflare."])),
     ),
+    "another key of the server": (
+        "settings",
+        edit("startup/fed_client.json", lambda c: c["servers"][0]["service"].update(secure=False)),
+    ),
+    "another scheme": (
+        "settings",
+        edit("startup/fed_client.json", lambda c: c["servers"][0]["service"].update(scheme="x")),
+    ),
+    "one more script": ("kit-files", add("startup/azure_start.sh", "")),
     "more resources in startup": ("kit-files", add("startup/x__resources.json")),
     "more resources of the job process": ("kit-files", add("local/x__j_resources.json")),
     "more resources of the parent": ("kit-files", add("local/x__p_resources.json")),
