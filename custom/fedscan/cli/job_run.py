@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedscan.cli.job_common import AsJson, Init, Job, Kit, Site, listener, named_sites, spoken
+from fedscan.cli.job_curves import curves
 from fedscan.cli.output import fail, print_json
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ UntilDone = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to `fedscan job`."""
-    for command in (submit, run, watch, resume, download):
+    for command in (submit, run, watch, resume, download, curves):
         app.command(command.__name__)(command)
 
 
