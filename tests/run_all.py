@@ -17,13 +17,14 @@ PART_LIMIT_S = 3600
 
 SLOW = ("-m", "slow", "-s", "-v")
 RUNS = ("local_run", "private_run", "template_dp", "wire", "faults")
+GATE = ("inside_attacks", "bytes_counted", "dishonest_server")
 PARTS: dict[str, list[str]] = {
     "quick": ["-m", "not slow", "-n", "2", "--dist", "loadscope", "tests"],
     "units-slow": [*SLOW, "tests/ctslices", "tests/fedscan", "tests/attacks"],
     "demo": [*SLOW, "tests/integration/test_demo.py"],
     "runs": [*SLOW, *(f"tests/integration/test_{name}.py" for name in RUNS)],
     "policy": [*SLOW, "tests/integration/test_policy_attacks.py", "tests/integration/test_private_restarts.py"],
-    "gate": [*SLOW, "tests/integration/test_inside_attacks.py", "tests/integration/test_bytes_counted.py"],
+    "gate": [*SLOW, *(f"tests/integration/test_{name}.py" for name in GATE)],
     "site": [*SLOW, "tests/integration/test_installed_site.py"],
     "remote": [*SLOW, "tests/integration/test_remote_run.py", "tests/integration/test_remote_tools.py"],
     "kills": [*SLOW, "tests/integration/test_kills.py", "tests/integration/test_private_federation_kills.py"],

@@ -14,7 +14,7 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
-from nvflare.fuel.sec.audit import Auditor
+from nvflare.fuel.sec.audit import EXCLUDED_ACTIONS, Auditor
 from nvflare.fuel.sec.authz import AuthorizationService
 
 from fedscan.federation.audit_log import AuditError, AuditLog, What
@@ -56,6 +56,7 @@ class AuditRecorder(FLComponent):  # type: ignore[misc]
         self._log: AuditLog | None = None
         self._lock = threading.Lock()
         self._seen: dict[tuple[str, str], float] = {}
+        self._rounds: dict[str, Path] = {}
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Starts with the parent process: a job process has its own places that note."""
@@ -64,7 +65,10 @@ class AuditRecorder(FLComponent):  # type: ignore[misc]
         elif event_type in _JOB_EVENTS:
             self._job(_JOB_EVENTS[event_type], fl_ctx)
         elif event_type == EventType.CLIENT_REGISTER_PROCESSED:
-            self.record("register", "registered", who=str(fl_ctx.get_prop(FLContextKey.CLIENT_NAME) or ""))
+            # NVFlare says so of one that it turned away, too: its ClientManager's word on that is a record of its own.
+            peer, kind = fl_ctx.get_peer_context(), fl_ctx.get_prop(FLContextKey.CLIENT_TYPE)
+            name = peer.get_identity_name() if isinstance(peer, FLContext) else ""
+            self.record("register", f"a registration as {kind} was answered", who=str(name))
 
     def record(self, what: What, text: str, who: str = "", job: str = "") -> None:
         """One record. What cannot be written is said in NVFlare's log: the federation goes on."""
@@ -88,13 +92,18 @@ class AuditRecorder(FLComponent):  # type: ignore[misc]
         meta = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
         job_id = str(known or fl_ctx.get_prop(FLContextKey.CURRENT_JOB_ID) or meta.get("job_id") or "")
         self.record("job", happened, job=job_id)
-        if happened == "ended":
-            self._seal_rounds(job_id, fl_ctx)
+        if happened == "started":  # at the server alone; the job's folder is gone when it has ended
+            with contextlib.suppress(PlacesError, OSError):
+                self._rounds[job_id] = ServerJob.of_job(fl_ctx.get_engine().get_workspace(), job_id, {}).rounds_file
+        elif happened == "ended":
+            self._seal_rounds(job_id)
 
-    def _seal_rounds(self, job_id: str, fl_ctx: FLContext) -> None:
+    def _seal_rounds(self, job_id: str) -> None:
         """At the server: how many lines RUN/rounds.jsonl has, and their SHA-256."""
-        with contextlib.suppress(PlacesError, OSError, AttributeError):
-            rounds = ServerJob.of_job(fl_ctx.get_engine().get_workspace(), job_id, {}).rounds_file
+        rounds = self._rounds.pop(job_id, None)
+        if rounds is None:
+            return
+        with contextlib.suppress(OSError):
             content = rounds.read_bytes()
             count = content.count(b"\n")
             self.record("round", f"{count} lines of rounds.jsonl: {hashlib.sha256(content).hexdigest()}", job=job_id)
@@ -116,7 +125,8 @@ def _listen(recorder: AuditRecorder) -> None:
     add_event, authorize = Auditor.add_event, AuthorizationService.authorize
 
     def noted_event(self: Auditor, user: str, action: str, ref: str = "", msg: str = "") -> Any:
-        recorder.once("command", f"{action} {msg}".strip(), who=str(user))
+        if action not in EXCLUDED_ACTIONS:
+            recorder.once("command", f"{action} {msg}".strip(), who=str(user))
         return add_event(self, user, action, ref, msg)
 
     def noted_decision(ctx: Any) -> Any:
