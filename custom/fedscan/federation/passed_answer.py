@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ def note_passed(reply: Shareable) -> None:
     if "DXO" in reply:
         tensors = reply["DXO"]["data"]
         answer = PassedAnswer(
-            record=reply["DXO"]["meta"][META_KEY],
+            record=copy.deepcopy(reply["DXO"]["meta"][META_KEY]),
             names=tuple(tensors),
             items=_items(tensors),
         )
@@ -64,11 +65,14 @@ def _items(tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
 
 
 def _copy(reply: Shareable) -> Shareable:
-    """Its dictionaries anew; the tensors stay where they are: their bytes are held against their hashes at the door."""
+    """All of it anew but the tensors: their bytes are held against their hashes at the door."""
     fresh = Shareable()
     fresh.clear()
     for key, value in reply.items():
-        fresh[key] = {k: dict(v) if isinstance(v, dict) else v for k, v in value.items()}
+        if key == "DXO":
+            fresh[key] = {**copy.deepcopy({k: v for k, v in value.items() if k != "data"}), "data": dict(value["data"])}
+        else:
+            fresh[key] = copy.deepcopy(value)
     return fresh
 
 

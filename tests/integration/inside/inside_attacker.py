@@ -96,6 +96,7 @@ class Attacker(FLComponent):
         if "DXO" in result:
             result["DXO"][f"{when}note"] = number(f"{when}dxo")
             result["DXO"]["meta"][f"{when}note"] = number(f"{when}meta")
+            result["DXO"]["meta"]["fedscan"][f"{when}note"] = number(f"{when}record")
             if self._tasks == 0:
                 result["DXO"]["data"][f"{when}.tensor"] = _as_tensor(number(f"{when}tensor").encode(), 32)
 
