@@ -65,6 +65,8 @@ def _as_json(seen: Seen) -> dict[str, object]:
 def _print(found: Diagnosis, days: float) -> None:
     jobs = f", with {len(found.jobs)} jobs at work" if found.jobs else ""
     typer.echo(f"{found.site}: the site's process {found.process}{jobs}")
+    if found.process in ("does not run", "gave up"):
+        typer.echo("    start it by its service, or by startup/start.sh of the kit (docs/hospital-it.md)")
     for seen in found.seen:
         typer.echo(f"{seen.symptom.name}: {_when(seen)}, in {' and '.join(sorted(seen.places))}")
         typer.echo(f"    cause: {seen.symptom.cause}")

@@ -115,7 +115,7 @@ def _install_locked(kit: Kit, home: Path, choices: Choices) -> Installed:
         site_federations.check(known, kit, choices.new_root, choices.second_federation)
     except site_federations.ForeignKitError as error:
         raise InstallError(str(error)) from None
-    done = [f"file modes: {line}" for line in close_kit(kit.folder)]
+    done = close_kit(kit.folder)
     site, warnings, made = _site(kit, home, choices)
     done += made
     if site_federations.note(home, known, kit):

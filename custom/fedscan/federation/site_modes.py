@@ -21,7 +21,7 @@ def close_kit(kit: Path) -> list[str]:
         entries = [folder, *(folder.iterdir() if folder != kit else ())]
         changed = [path for path in entries if _close(path)]
         if changed:
-            said.append(f"{folder}: {len(changed)} taken from group and others")
+            said.append(f"{folder}: closed to group and others: {len(changed)} entries")
     return said
 
 

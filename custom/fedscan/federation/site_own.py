@@ -37,7 +37,7 @@ def findings(kit: Kit) -> Iterator[Check]:
     yield from _scope(kit, site)
     yield from _places(kit, site)
     for finding in site_check.check(site, store_facts(site.store)):
-        yield Check("own-files", finding.level, finding.text, "the text says it (docs/site.md)")
+        yield Check("own-files", finding.level, finding.text, "as it says; docs/site.md has the reasons")
 
 
 def _scope(kit: Kit, site: Site) -> Iterator[Check]:

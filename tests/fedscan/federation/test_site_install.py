@@ -98,7 +98,7 @@ def test_open_modes_are_closed(kit: Path, store: Path) -> None:
     for path in [kit, *kit.rglob("*")]:
         path.chmod(0o755 if path.is_dir() or path.suffix == ".sh" else 0o644)
     done = install(kit, Choices(store=store, policy=POLICY))
-    assert "file modes" in done.done[0]
+    assert "closed to group and others" in done.done[0]
     assert errors(kit) == []
     assert os.access(kit / "startup/start.sh", os.X_OK)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fedscan.federation import kit_files, site_preflight
+from fedscan.federation import kit_files, site_preflight, site_symptoms
 from fedscan.federation.site_findings import Check
 from fedscan.federation.site_kit import KitError
 from fedscan.privacy.event import Event
@@ -383,3 +383,9 @@ def test_checking_changes_nothing(installed: Path) -> None:
     before = state()
     site_preflight.check(installed, network=False)
     assert state() == before
+
+
+def test_the_page_for_it_names_every_check_and_every_symptom(repository: Path) -> None:
+    page = (repository / "docs/hospital-it.md").read_text()
+    wanted = [*site_preflight.NAMES, *site_symptoms.BY_NAME]
+    assert [name for name in wanted if f"`{name}`" not in page] == []
