@@ -16,6 +16,9 @@ class CheckpointPersistor(ModelPersistor):
 
     META_STATE = "fedscan_state"
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def load_model(self, fl_ctx: FLContext) -> ModelLearnable:
         """The global weights to start from: a checkpoint, the plan's init model, or the seed's initial weights."""
         job = ServerJob.from_context(fl_ctx)
