@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from fedscan.federation import admin, federation_file, job_folder, kits, processes, records, remote_run
+from fedscan.federation import admin, federation_file, job_folder, kept_answer, kits, processes, records, remote_run
 from fedscan.federation.local_run import Progress, RunError
 from fedscan.training import model_file
 
@@ -35,7 +35,7 @@ def federation(
     tmp_path_factory: pytest.TempPathFactory, make_site: Callable[..., Path], lab: Callable[..., Any]
 ) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("remote")
-    sites = {name: make_site(folder, name, "require_dp=false") for name in SITES}
+    sites = {name: make_site(folder, name, "require_dp=false", "max_epsilon=1000") for name in SITES}
     with lab(folder, sites) as running:
         yield running
 
@@ -147,6 +147,58 @@ def test_an_aborted_job_leaves_its_model_and_says_that_it_is_not_good(
     assert judged.nvflare_status == "FINISHED:ABORTED"
     assert model_file.load_model(run / "model.safetensors").provenance["rounds_done"] == judged.rounds_done
     assert any("of 50 rounds are done" in text for text in judged.failings)
+
+
+def test_after_a_killed_server_no_site_pays_again_for_an_answer_that_it_holds(
+    federation: Any, private_settings: Callable[..., list[str]], repository: Path, tmp_path: Path
+) -> None:
+    job_folder.new(
+        repository / "jobs" / "ct_fedavg", tmp_path / "job", private_settings(*SITES, answer_after_s=40.0), SITES
+    )
+    told, run = Told(), tmp_path / "RUN"
+    paid_before = {name: federation.steps_charged(name) for name in SITES}
+    killed: list[int] = []
+
+    def kill_once(progress: Progress) -> None:
+        told(progress)
+        record = progress.record
+        if killed or record is None or record.event != "asked" or record.round != 1:
+            return
+        job_process = find(federation, "server.runner_process")
+        job_process.suspend()  # the answers come to be, and none is taken
+        wait_until(lambda: all(holds_answer(federation, name, record.run_id, 1) for name in SITES))
+        find(federation, "server.server_train").kill()
+        job_process.kill()
+        killed.append(1)
+        federation.start(kits.SERVER)
+
+    judged = remote_run.run(tmp_path / "job", kit_of(federation), run, kill_once, until_done=True)
+    assert killed
+    assert judged.good, judged.failings
+    for name in SITES:
+        assert judged.sites[name].asked == 3
+        assert federation.steps_charged(name) - paid_before[name] == 2 * 2, "two rounds of two steps"
+    assert told.says("epsilon")
+    assert (
+        model_file.load_model(run / "model.safetensors").provenance["privacy_spent"]["sites"]["hosp-a"]["rounds"] == 3
+    )
+
+
+def holds_answer(federation: Any, name: str, run_id: str, number: int) -> bool:
+    """Whether the site keeps its answer of this round, and its ledger says that it was paid for."""
+    site = federation.site(name)
+    kept = kept_answer.find(site.state / run_id)
+    if kept is None or kept.answer.round_number != number:
+        return False
+    paid = site.open_ledger().paid_for(kept.entry)
+    return paid is not None and bool(paid.answer_sha256 == kept.sha256)
+
+
+def wait_until(done: Callable[[], bool], timeout_s: float = 240.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
 
 
 def find(federation: Any, words: str) -> psutil.Process:
