@@ -243,6 +243,11 @@ class Plan(Part):
     aggregation: AggregationPlan = Field(
         default_factory=AggregationPlan, description="what the server makes of a round's updates"
     )
+    update_precision: Literal["fp32", "bf16", "int8"] = Field(
+        default="fp32",
+        description="how an update travels: int8 has a scale a row; what rounding takes away a site adds to its next "
+        "update (error feedback)",
+    )
     privacy: PrivacyPlan | None = Field(
         default=None, description="patient-level differential privacy; null: off (a new site's policy refuses that)"
     )
@@ -304,7 +309,7 @@ class Plan(Part):
         try:
             data = json.loads(text)
         except (ValueError, RecursionError):
-            data = None
+            data = None  # the parser below says what is wrong
         if isinstance(data, dict) and data.get("plan_version") == 2:
             unbounded = {"max_norm_over_median": None}
             return cls.model_validate({**data, "plan_version": 3, "aggregation": unbounded})

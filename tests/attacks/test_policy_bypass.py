@@ -307,7 +307,7 @@ def test_an_answer_that_nobody_paid_for_does_not_leave(site: Site) -> None:
     sent = Sent()
     assert admitted(site, sent)
     submission = Submission.model_validate(sent.submission)
-    form = {"w": (2, 3)}
+    form = {"w": TensorForm((2, 3), "torch.float32", True)}
     answer = AnswerFacts(
         GOOD.digest, submission.run_id, 0, MODEL, "5" * 64, {"w": TensorForm((2, 3), "torch.float32", True)}
     )

@@ -1,4 +1,4 @@
-"""The one form of an update: name, shape and dtype of every parameter of the plan's network."""
+"""The one form of a model, and of an update that travels: names, shapes and dtypes that follow from the plan."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ import torch
 
 from fedscan.plan import ModelPlan, Plan
 from fedscan.privacy.facts import TensorForm
+from fedscan.training.update_codec import wire_form
 from fedscan.training.weights import Weights, shapes_of
 
 
 def form_of(plan: Plan) -> Weights:
     """The network's parameters as tensors without memory. The first call of a process loads MONAI: seconds."""
     return _form(plan.model)
+
+
+def wire_form_of(plan: Plan) -> Weights:
+    """An answer's tensors as they travel, without memory."""
+    return wire_form(form_of(plan), plan.update_precision)
 
 
 @lru_cache(maxsize=4)

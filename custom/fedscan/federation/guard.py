@@ -11,7 +11,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
 
 from fedscan.federation import refusals
-from fedscan.federation.answer_form import form_of, tensor_forms
+from fedscan.federation.answer_form import tensor_forms, wire_form_of
 from fedscan.federation.kept_answer import answer_sha256
 from fedscan.federation.messages import (
     META_KEY,
@@ -27,7 +27,7 @@ from fedscan.federation.places import CLIENT_CONFIG, plan_and_submission, site_p
 from fedscan.federation.site_setup import SiteSetup
 from fedscan.plan import Plan, Submission
 from fedscan.privacy import charging
-from fedscan.privacy.facts import AnswerFacts
+from fedscan.privacy.facts import AnswerFacts, TensorForm
 from fedscan.training.weights import Weights, check_update
 
 _HEADERS = {ReservedHeaderKey.CONTENT_TYPE: "DXO"}
@@ -130,7 +130,7 @@ def _parts(shareable: Shareable) -> tuple[Weights, object]:
 def _may_leave(
     plan: Plan, submission: Submission, setup: SiteSetup, answer: Answer | PrivateAnswer, update: Weights
 ) -> None:
-    form = form_of(plan)
+    form = wire_form_of(plan)
     if reasons := check_update(update, form):
         raise BlockedError("; ".join(reasons))
     if setup.site is None:
@@ -148,7 +148,7 @@ def _may_leave(
         loss=private.loss if private else None,
     )
     entry = private.ledger.count if private else None
-    shapes = {name: tuple(tensor.shape) for name, tensor in form.items()}
-    verdict = charging.may_leave(setup.site, plan, submission, facts, entry, shapes)
+    wanted = {name: TensorForm(tuple(tensor.shape), str(tensor.dtype), True) for name, tensor in form.items()}
+    verdict = charging.may_leave(setup.site, plan, submission, facts, entry, wanted)
     if not verdict.ok:
         raise BlockedError("; ".join(verdict.reasons))

@@ -104,7 +104,8 @@ class PaidTraining(SiteTraining):
         trained.unlink()
         if reasons := check_update(update, weights):
             raise RefusedError("; ".join(reasons))
-        kept = Kept(self._answer(task, entry, loss), entry.number, update)
+        wire = self.codec.encode(task.round_number, update)
+        kept = Kept(self._answer(task, entry, loss), entry.number, wire)
         kept_answer.keep(self.folder, kept, self.submission.expires)
         if not wait_until(note_at, abort):
             raise TrainerAborted("the round was aborted before its answer was noted")

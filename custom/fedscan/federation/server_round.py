@@ -23,6 +23,7 @@ from fedscan.training import aggregation
 from fedscan.training import weights as w
 from fedscan.training.checkpoints import Checkpoint
 from fedscan.training.ema import Ema
+from fedscan.training.update_codec import decode, wire_form
 
 
 class RunStoppedError(RuntimeError):
@@ -108,12 +109,16 @@ class ServerRound:
         if not isinstance(update, Mapping):
             return f"update must be a mapping of tensors, got {type(update).__name__}"
         update = dict(update)
-        if reasons := w.check_update(update, self.state.weights):
+        precision = self.plan.update_precision
+        if reasons := w.check_update(update, wire_form(self.state.weights, precision)):
             return "; ".join(reasons)
-        tensors = {name: tensor.detach() for name, tensor in update.items()}
+        received = sum(t.numel() * t.element_size() for t in update.values())
+        tensors = decode({name: tensor.detach() for name, tensor in update.items()}, precision)
+        if reasons := w.check_update(tensors, self.state.weights):  # a scale can make finite values infinite
+            return "; ".join(reasons)
         if isinstance(answer, PrivateAnswer) and self._heads is not None:
             self._heads.note(site, answer.ledger)
-        entry = _entry(answer, tensors)
+        entry = _entry(answer, tensors, received)
         bound = self.plan.aggregation.max_update_norm
         if bound is not None and (entry.update_norm or 0.0) > bound:
             return f"update norm is more than the plan's aggregation.max_update_norm of {bound:g}"
@@ -242,12 +247,12 @@ class ServerRound:
         )
 
 
-def _entry(answer: Answer | PrivateAnswer, tensors: w.Weights) -> SiteEntry:
+def _entry(answer: Answer | PrivateAnswer, tensors: w.Weights, received: int) -> SiteEntry:
     """The record of a good answer. What the server computes of a private one is post-processing of what was released;
     what a site says of its data is in no private answer."""
     computed = SiteEntry(
         answered=True,
-        bytes_received=sum(t.numel() * t.element_size() for t in tensors.values()),
+        bytes_received=received,
         update_norm=w.update_norm(tensors),
         update_digest=w.digest(tensors),
     )

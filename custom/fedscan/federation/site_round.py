@@ -19,6 +19,7 @@ from fedscan.training import tensor_file
 from fedscan.training.site_store import store_facts
 from fedscan.training.trainer_client import Trainer
 from fedscan.training.trainer_replies import TrainerDied
+from fedscan.training.update_codec import ErrorFeedback
 from fedscan.training.weights import Weights, check_update, digest
 
 
@@ -40,6 +41,7 @@ class SiteTraining:
         self._submitter = submitter
         self.folder = setup.state / submission.run_id
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.codec = ErrorFeedback(plan.update_precision, self.folder / "rests", plan.digest, submission.run_id)
         self.wall = WallLog(setup.state / "wall.jsonl")
         self._trainer = Trainer(
             store=setup.store,
@@ -58,7 +60,7 @@ class SiteTraining:
         self._trainer.start()
 
     def train(self, task: Task, weights: Weights, abort: Callable[[], bool]) -> tuple[Answer, Weights]:
-        """One round without privacy: the answer and its update (float32, local minus global).
+        """One round without privacy: the answer and its update (local minus global), as it travels.
 
         A child that dies is started again once and the round redone from the received model. Raises RefusedError
         for a task of another plan or run or a damaged model, charging.Refused, SiteError, and what Trainer.train
@@ -78,8 +80,11 @@ class SiteTraining:
         except TrainerDied:
             result = self._once(task, received, sent, abort)
         update, _ = tensor_file.load_tensors(sent)
-        self.wall.tensors("out", task.round_number, shapes(update), sent.stat().st_size)
-        return result, update
+        wire = self.codec.encode(task.round_number, update)
+        if self.plan.update_precision != "fp32":
+            tensor_file.save_tensors(sent, wire, {})
+        self.wall.tensors("out", task.round_number, shapes(wire), sent.stat().st_size)
+        return result, wire
 
     def site_now(self) -> Site:
         """The site's files as they are now: policy and ledger may have changed since the job began, its places may

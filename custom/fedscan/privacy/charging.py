@@ -10,7 +10,16 @@ from pydantic import ValidationError
 from fedscan.plan import Plan, Submission
 from fedscan.privacy.approvals import Approvals
 from fedscan.privacy.event import round_event
-from fedscan.privacy.facts import AnswerFacts, LedgerFacts, NonceUse, Paid, Submitter, TaskLike, Verdict
+from fedscan.privacy.facts import (
+    AnswerFacts,
+    LedgerFacts,
+    NonceUse,
+    Paid,
+    Submitter,
+    TaskLike,
+    TensorForm,
+    Verdict,
+)
 from fedscan.privacy.judge import judge
 from fedscan.privacy.ledger import Charge, Entry, Head, Ledger, LedgerError
 from fedscan.privacy.nonces import NonceError, Nonces
@@ -172,11 +181,11 @@ def may_leave(
     submission: Submission,
     answer: AnswerFacts,
     entry_number: int | None,
-    form: Mapping[str, tuple[int, ...]],
+    form: Mapping[str, TensorForm],
 ) -> Verdict:
     """The judgement at the door: whether an entry paid for exactly this answer, and it has the one allowed form.
 
-    `form` is name and shape of each tensor of the plan's model. For a plan without privacy `entry_number` is None.
+    `form` is that of each tensor that may leave under this plan. For a plan without privacy `entry_number` is None.
     """
     paid: Paid | None = None
     reasons: tuple[str, ...] = ()

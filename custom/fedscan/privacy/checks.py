@@ -10,7 +10,7 @@ from datetime import datetime
 from fedscan.plan import Plan, Submission
 from fedscan.privacy.accounting import AccountingError, epsilon
 from fedscan.privacy.event import EventError, round_event
-from fedscan.privacy.facts import AnswerFacts, LedgerFacts, NonceUse, Paid, Submitter, TaskLike
+from fedscan.privacy.facts import AnswerFacts, LedgerFacts, NonceUse, Paid, Submitter, TaskLike, TensorForm
 from fedscan.privacy.limits import Limits
 from fedscan.privacy.policy import Policy, Unreadable
 from fedscan.privacy.store_facts import StoreFacts
@@ -38,7 +38,7 @@ class Case:
     task: TaskLike | None
     paid: Paid | None
     answer: AnswerFacts | None
-    form: Mapping[str, tuple[int, ...]] | None
+    form: Mapping[str, TensorForm] | None
 
 
 def plan_against_policy(case: Case) -> Iterator[str]:
@@ -263,6 +263,6 @@ def allowed_form(case: Case) -> Iterator[str]:
     if extra := set(tensors) - set(case.form):
         yield f"form: {len(extra)} tensors are none of the plan's model"
     for name in sorted(set(tensors) & set(case.form)):
-        tensor = tensors[name]
-        if tensor.shape != tuple(case.form[name]) or tensor.dtype != "torch.float32" or not tensor.finite:
-            yield f"form: {name!r:.80} is not finite float32 {list(case.form[name])}"
+        wanted = case.form[name]
+        if tensors[name] != wanted:
+            yield f"form: {name!r:.80} is not finite {wanted.dtype.removeprefix('torch.')} {list(wanted.shape)}"

@@ -16,6 +16,7 @@ from fedscan.privacy.facts import (
     Phase,
     Submitter,
     TaskLike,
+    TensorForm,
     Verdict,
 )
 from fedscan.privacy.limits import Limits
@@ -41,13 +42,13 @@ def judge(
     task: TaskLike | None = None,
     paid: Paid | None = None,
     answer: AnswerFacts | None = None,
-    form: Mapping[str, tuple[int, ...]] | None = None,
+    form: Mapping[str, TensorForm] | None = None,
 ) -> Verdict:
     """Whether `site` goes along with `plan` at this point; every reason against it.
 
     deploy: the plan arrives (`nonce` must be None: never used). round: before a round's charge (`nonce`: what was noted
-    at deploy; `task`). door: before `answer` leaves (`paid`: by its ledger entry; `form`: name and shape of each
-    tensor that the plan's model has). `now` is local time with its zone. What a phase needs and does not get is a
+    at deploy; `task`). door: before `answer` leaves (`paid`: by its ledger entry; `form`: of each tensor that
+    may leave). `now` is local time with its zone. What a phase needs and does not get is a
     reason.
     """
     unreadable = [part.reasons for part in (plan, policy, ledger, store) if isinstance(part, Unreadable)]

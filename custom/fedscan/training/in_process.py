@@ -32,6 +32,7 @@ from fedscan.training.privacy_statement import REPRODUCIBLE, privacy_statement
 from fedscan.training.private_round import PrivateProgress
 from fedscan.training.sampling import sample_sites
 from fedscan.training.site_state import SiteStates
+from fedscan.training.update_codec import ErrorFeedback, decode
 from fedscan.training.weights import Weights, initial_weights, shares
 
 OnStep: TypeAlias = Callable[[str, int, Progress | PrivateProgress], None]
@@ -124,6 +125,12 @@ class _Federation:
                 if plan.privacy is None
                 else PrivateSite(plan, data, site, device, noise(site))
             )
+        self.codecs = {
+            site: ErrorFeedback(
+                plan.update_precision, None if out is None else out / "sites" / site / "rests", plan.digest, self.run_id
+            )
+            for site in self.sites
+        }
         self.states: dict[str, SiteStates | _MemoryStates] = {
             site: _MemoryStates()
             if out is None
@@ -146,7 +153,8 @@ class _Federation:
         sites: dict[str, SiteReport | PrivateSiteReport] = {}
         for site, share in parts.items():
             trained = self._train(site, number, state.weights, on_step)
-            updates[site] = trained.update
+            wire = self.codecs[site].encode(number, trained.update)
+            updates[site] = decode(wire, self.plan.update_precision)
             sites[site] = trained.report(share)
         weights = combine(self.plan.aggregation, state.weights, parts, lambda site, name: updates[site][name])
         ema = self.ema.update(state.ema, weights, state.ema_count)

@@ -17,6 +17,7 @@ from fedscan.federation.kept_updates import KeptUpdates
 from fedscan.federation.server_round import RunStoppedError, ServerRound
 from fedscan.plan import Plan
 from fedscan.training.checkpoints import Checkpoint
+from fedscan.training.update_codec import encode
 from fedscan.training.weights import Weights
 
 RUN = "0" * 32
@@ -233,6 +234,24 @@ def test_the_plan_chooses_how_updates_become_a_model(method: str, wanted: float)
     r.settle()
     state, _ = r.finish()
     assert state.weights["a"][0, 0].item() == pytest.approx(1.0 + wanted)
+
+
+def test_updates_of_eight_bits_are_taken_in_their_one_form() -> None:
+    r = new_round(update_precision="int8", min_responses=1)
+    wire = encode(weights(0.5), "int8")
+    refused = [
+        weights(0.5),
+        without("a.scale")(wire),
+        wire | {"a.scale": torch.full((2,), math.inf)},
+        wire | {"a.scale": torch.full((2,), 3e38)},
+        wire | {"b.scale": torch.zeros(3)},
+        wire | {"a": wire["a"].float()},
+    ]
+    assert all(r.receive("s1", answer(r), update) is not None for update in refused)
+    assert r.receive("s2", answer(r), wire) is None
+    state, record = r.finish()
+    torch.testing.assert_close(state.weights["a"], torch.full((2, 2), 1.5))
+    assert record.sites["s2"].bytes_received == 7 + 4 * 3
 
 
 def test_updates_wait_in_private_files_and_leave_none(tmp_path: Path) -> None:

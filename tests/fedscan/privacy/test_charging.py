@@ -338,7 +338,7 @@ def test_a_policy_set_back_does_not_hide_that_a_plan_without_dp_was_trained(
     assert "without differential privacy" in incidents(ledger.lines)[-1]
 
 
-FORM = {"w": (2, 3)}
+FORM = {"w": TensorForm((2, 3), "torch.float32", True)}
 
 
 def answer_of(job: Job, entry: Entry, **fields: object) -> AnswerFacts:

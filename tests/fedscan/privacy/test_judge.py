@@ -79,8 +79,11 @@ class Task:
 
 STORE = StoreFacts(unit="patient", trained=PATIENTS, held_out=frozenset({"f" * 32}), units=len(PATIENTS))
 LEDGER = LedgerFacts(spent=(round_event(PLAN, "a"),) * 3, patients=frozenset(list(PATIENTS)[:300]))
-FORM = {"conv.weight": (4, 1, 3, 3), "conv.bias": (4,)}
-TENSORS = {name: TensorForm(shape, "torch.float32", True) for name, shape in FORM.items()}
+FORM = {
+    name: TensorForm(shape, "torch.float32", True)
+    for name, shape in (("conv.weight", (4, 1, 3, 3)), ("conv.bias", (4,)))
+}
+TENSORS = dict(FORM)
 ANSWER = AnswerFacts(PLAN.digest, RUN, 5, MODEL, "1" * 64, TENSORS)
 PAID = Paid(PLAN.digest, RUN, 5, MODEL, "1" * 64)
 
