@@ -37,6 +37,23 @@ def test_the_run_equals_the_same_rounds_in_process(
     assert digest(model.weights) == digest(here.weights)
 
 
+@pytest.mark.slow
+def test_so_does_a_run_of_eight_bit_updates_and_their_median(
+    repository: Path, stores: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = ["model.preset=tiny", "rounds=3", "training.local_steps=3", "training.batch_size=8", "min_responses=3"]
+    settings += ["update_precision=int8", "weighting=uniform", "aggregation.method=median"]
+    job_folder.new(repository / "jobs" / "ct_fedavg", tmp_path / "job", settings)
+    local_run.run(tmp_path / "job", stores, tmp_path / "RUN", no_policy=True)
+    plan = job_folder.read_plan(tmp_path / "job")
+    in_process.run(plan, stores, tmp_path / "here")
+    made, here = (model_file.load_model(tmp_path / folder / "model.safetensors") for folder in ("RUN", "here"))
+    assert digest(made.weights) == digest(here.weights)
+    tensors = [line for line in wall.read(tmp_path / "RUN/sites/hosp-a/wall.jsonl") if line["kind"] == "tensors"]
+    came, went = (sum(line["bytes"] for line in tensors if line["direction"] == way) for way in ("in", "out"))
+    assert went < 0.3 * came
+
+
 def test_rounds_are_recorded_with_who_answered_losses_and_bytes(finished: tuple[Path, Path, list[str]]) -> None:
     _, run, said = finished
     events = [r.event for r in records.read(run / "rounds.jsonl")]

@@ -20,6 +20,7 @@ _CODES = {
     torch.int64: "I64",
     torch.int32: "I32",
     torch.int16: "I16",
+    torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
@@ -34,7 +35,7 @@ class TensorFileError(ValueError):
 def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], mode: int = 0o600
 ) -> None:
-    """Writes `tensors` (CPU, any of nine dtypes) and `metadata`: temporary file, fsync, rename, folder fsync.
+    """Writes `tensors` (CPU, any of ten dtypes) and `metadata`: temporary file, fsync, rename, folder fsync.
 
     Names are sorted in the header (safetensors' own writer shuffles the metadata), so equal content is equal bytes.
     """
