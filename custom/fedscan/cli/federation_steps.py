@@ -34,7 +34,7 @@ SETTINGS = Settings(
         "privacy.delta=0.001",
         "privacy.slices_per_patient=4",
         "privacy.noise_draws_per_slice=1",
-        "privacy.answer_after_s=20.0",
+        "privacy.answer_after_s=25.0",
     ),
     declared_patients=8,
     policy=("max_epsilon=40.0", "max_delta=0.001", "min_patients=5", "max_rounds=20"),

@@ -20,17 +20,21 @@ def running(made: Consortium) -> Iterator[Callable[[], None]]:
     Yields a check, which raises AdminError once one of them has ended by itself. Raises AdminError.
     """
     processes.stop_all(made.folder)  # of a run that was killed
-    names = [made.server, *made.sites]
+    parents: dict[str, subprocess.Popen[bytes]] = {}
     with _ended_by_signals():
         try:
-            parents = {name: processes.start_by_script(made.kit(name)) for name in names}
+            for name in (made.server, *made.sites):
+                parents[name] = processes.start_by_script(made.kit(name))
             check = functools.partial(_all_alive, parents, made)
             lead = made.lead
             with admin.session(made.kit(lead), lead, check) as session:
                 admin.wait_for_sites(session, made.sites, check)
             yield check
         finally:
-            processes.stop_all(made.folder)
+            with _deaf_to_signals():
+                processes.stop_all(made.folder)
+                for parent in parents.values():
+                    parent.wait()
 
 
 @contextlib.contextmanager
@@ -40,12 +44,23 @@ def _ended_by_signals() -> Iterator[None]:
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    with _handled(stop, signal.SIGTERM, signal.SIGHUP):
+        yield
+
+
+def _deaf_to_signals() -> contextlib.AbstractContextManager[None]:
+    """For the few seconds in which the processes are ended: a second ctrl-C must not leave some of them."""
+    return _handled(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None] | signal.Handlers, *numbers: int) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _all_alive(parents: Mapping[str, subprocess.Popen[bytes]], made: Consortium) -> None:
