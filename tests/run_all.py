@@ -26,6 +26,7 @@ PARTS: dict[str, list[str]] = {
     "policy": [*SLOW, "tests/integration/test_policy_attacks.py", "tests/integration/test_private_restarts.py"],
     "gate": [*SLOW, *(f"tests/integration/test_{name}.py" for name in GATE)],
     "site": [*SLOW, "tests/integration/test_installed_site.py"],
+    "provisioned": [*SLOW, "tests/integration/test_provisioned.py", "tests/integration/test_handshakes.py"],
     "remote": [*SLOW, "tests/integration/test_remote_run.py", "tests/integration/test_remote_tools.py"],
     "kills": [*SLOW, "tests/integration/test_kills.py", "tests/integration/test_private_federation_kills.py"],
     "private-kills": [*SLOW, "tests/integration/test_private_kills.py"],
