@@ -6,8 +6,10 @@ connection's own framing.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +41,7 @@ class Relay:
     """Listens on a loopback port, and carries each connection on to the server's; counts what the clients sent."""
 
     def __init__(self, port: int) -> None:
-        self._target = port
+        self.target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.sent: list[int] = []
@@ -56,7 +58,7 @@ class Relay:
             except OSError:
                 return
             try:
-                server = socket.create_connection(("127.0.0.1", self._target))
+                server = socket.create_connection(("127.0.0.1", self.target))
             except ConnectionRefusedError:  # the server does not listen yet
                 client.close()
                 continue
@@ -117,11 +119,25 @@ def counted(tmp_path_factory: pytest.TempPathFactory, lab: Callable[..., Any], r
 
     with lab(folder / "lab", stores, change=between) as running:
         assert running.run(job)["status"] == "FINISHED:COMPLETED"
+        _knock(next(iter(relays.values())).target)
         listening = {site: _listeners(running.federation.kit(site)) for site in SITES}
         run = running.run_folder(job)
     for relay in relays.values():
         relay.close()
     return Counted(folder / "lab", run, relays, listening)
+
+
+def _knock(port: int) -> None:
+    """Without a certificate, until the server has closed the connection."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
+        context.wrap_socket(plain) as wrapped,
+    ):
+        wrapped.send(b"GET / HTTP/1.1\r\n\r\n")
+        wrapped.recv(1000)
 
 
 def _listeners(kit: Path) -> set[str]:
@@ -183,6 +199,7 @@ def test_the_audit_logs_of_server_and_site_tell_the_run_and_hold(counted: Counte
     assert {who for what, who, _ in told if what == "register"} >= set(SITES)
     assert [text for what, _, text in told if what == "job"] == ["deployed", "launched", "started", "ended"]
     assert any(what == "round" and "lines of rounds.jsonl" in text for what, _, text in told)
+    assert any(what == "refused" and "PEER_DID_NOT_RETURN_A_CERTIFICATE" in text for what, _, text in told)
     said = [(event.what, event.text) for event in site.events]
     assert said[0][0] == "start"
     assert ("command", "train.deploy") in said

@@ -18,6 +18,7 @@ from nvflare.fuel.sec.audit import EXCLUDED_ACTIONS, Auditor
 from nvflare.fuel.sec.authz import AuthorizationService
 
 from fedscan.federation.audit_log import AuditError, AuditLog, What
+from fedscan.federation.audit_tls import note_refused_handshakes
 from fedscan.federation.places import PlacesError
 from fedscan.federation.server_job import ServerJob
 from fedscan.federation.site_folder import notes_of
@@ -121,7 +122,7 @@ class AuditRecorder(FLComponent):  # type: ignore[misc]
 
 
 def _listen(recorder: AuditRecorder) -> None:
-    """At NVFlare's auditor, its authorisation, and the loggers of what turns people away."""
+    """At NVFlare's auditor, its authorisation, the loggers of what turns people away, and TLS."""
     add_event, authorize = Auditor.add_event, AuthorizationService.authorize
 
     def noted_event(self: Auditor, user: str, action: str, ref: str = "", msg: str = "") -> Any:
@@ -138,6 +139,7 @@ def _listen(recorder: AuditRecorder) -> None:
     Auditor.add_event = noted_event
     AuthorizationService.authorize = staticmethod(noted_decision)
     logging.getLogger().addHandler(_Handler(recorder))
+    note_refused_handshakes(lambda text: recorder.once("refused", text))
 
 
 class _Handler(logging.Handler):
