@@ -122,17 +122,20 @@ def watch(which: Which, kit: Kit = None, as_json: AsJson = False) -> None:
     from fedscan.federation import local_watch, remote_run
 
     listen = _json_lines() if as_json else listener()
-    with spoken("you stopped watching: the job goes on"):
-        if _is_job(which, kit):
-            assert kit is not None
-            status = remote_run.watch_job(which, kit, listen)
-            typer.echo(f"{status}. What it came to: fedscan job download {which} --kit {kit} --out RUN", err=True)
-        elif _has_kit(Path(which)):
-            judged = remote_run.watch(Path(which), listen)
-            if judged is not None:
-                _show(judged, Path(which), as_json=False)
-        else:
-            local_watch.watch(Path(which), listen)
+    with spoken("stopped by you"):
+        try:
+            if _is_job(which, kit):
+                assert kit is not None
+                status = remote_run.watch_job(which, kit, listen)
+                typer.echo(f"{status}. What it came to: fedscan job download {which} --kit {kit} --out RUN", err=True)
+            elif _has_kit(Path(which)):
+                judged = remote_run.watch(Path(which), listen)
+                if judged is not None:
+                    _show(judged, Path(which), as_json=False)
+            else:
+                local_watch.watch(Path(which), listen)
+        except KeyboardInterrupt:
+            typer.echo("you stopped watching: the run goes on", err=True)
 
 
 def resume(

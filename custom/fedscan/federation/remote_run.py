@@ -98,12 +98,11 @@ def run(job: Path, kit_folder: Path, out: Path, listen: Listener, *, until_done:
 def resume(out: Path, listen: Listener, *, until_done: bool = False) -> Verdict:
     """Goes on with a run whose last job ended before its last round: a new job from the server's newest checkpoint.
 
-    Raises JobError, RunError.
+    A run that is done is fetched again and nothing else. Raises JobError, RunError.
     """
     with locked(out), _our_errors():
         remote = RemoteRun.open(out, listen)
-        remote.resume()
-        return remote.to_the_end(until_done=until_done)
+        return remote.resume() or remote.to_the_end(until_done=until_done)
 
 
 def watch(out: Path, listen: Listener) -> Verdict | None:
@@ -207,7 +206,8 @@ class RemoteRun:
             if idle >= TRIES_WITHOUT_PROGRESS:
                 raise RunError(f"{idle} more jobs brought no round: {'; '.join(judged.failings)}")
             self.say(f"the job ended ({judged.nvflare_status}): {'; '.join(judged.failings)}")
-            self.resume()
+            if (already := self.resume()) is not None:
+                return already
 
     def newest_job(self) -> str:
         """NVFlare's id. Raises RunError where nothing was submitted yet."""
@@ -231,24 +231,27 @@ class RemoteRun:
             with remote_results.fetched(session, job_id, self.out) as fetch:
                 return remote_results.collect(fetch, self.out, meta)
 
-    def resume(self) -> None:
+    def resume(self) -> Verdict | None:
         """A new job of the same run and plan, from the newest checkpoint that the server can read.
 
-        Raises RunError where the run is done, or its last job still works.
+        Returns the verdict of a run that is done already. Raises RunError where its last job still works.
         """
         start = 0
         with self.kit.session(remote_job.RECONNECT_S) as session:
             if self.file.jobs:
-                start = self._rounds_done(_ended(session, self.file.jobs[-1], self.out, self.say))
+                meta = _ended(session, self.file.jobs[-1], self.out, self.say)
+                judged = self.fetch() if meta.get("start_time") else None  # else it never ran, and left nothing
+                if judged is not None and judged.ended == "finished":
+                    self.say(f"all {self.plan.rounds} rounds are done already")
+                    return judged
+                start = self._rounds_done(meta)
             self._wait_for_sites(session)
         self.say(f"{start} of {self.plan.rounds} rounds are done: going on")
         job_folder.renew(self.out / "job", Submission.new(run_id=self.file.run_id, start_round=start))
         self.submit()
+        return None
 
     def _rounds_done(self, meta: dict[str, Any]) -> int:
-        judged = self.fetch() if _began(meta) else None
-        if judged is not None and judged.ended == "finished":
-            raise RunError(f"all {self.plan.rounds} rounds are done: {self.out / job_results.MODEL}")
         note = run_note.read(meta)
         if note is not None and note.run_id == self.file.run_id:
             return note.rounds_done
@@ -323,11 +326,6 @@ def _answers(session: Session, job_id: str) -> bool:
     except admin.NotNowError:
         return False
     return True
-
-
-def _began(meta: dict[str, Any]) -> bool:
-    """Whether the job ran, so that there is something to fetch."""
-    return bool(meta.get("start_time"))
 
 
 def _named(job: Path) -> list[str]:

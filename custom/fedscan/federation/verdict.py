@@ -252,7 +252,7 @@ def lines(judged: Verdict) -> Iterator[str]:
     for text in judged.reservations:
         yield f"  note: {text}"
     for site, share in judged.sites.items():
-        cost = "" if share.epsilon is None else f", epsilon {share.epsilon:.4g} at delta {judged.delta:g}"
+        cost = "" if share.epsilon is None else f", epsilon at most {share.epsilon:.4g} at delta {judged.delta:g}"
         refused = "".join(f"; {times} x {reason}" for reason, times in sorted(share.refusals.items()))
         yield f"  {site}: in {share.answered} rounds, asked {share.asked} times{cost}{refused}"
     if judged.nvflare_status is not None:
