@@ -50,7 +50,7 @@ def run(arm: str, seed: int, start: Path, sites: dict[str, TrainingSet], data: T
         done = in_process.run(plan, sites, initial=model.weights)
     return {
         "bytes": sum(tensor.numel() * tensor.element_size() for tensor in wire.values()),
-        "loss": round(statistics.fmean(report.loss for report in done.reports[-5:]), 5),
+        "loss": round(statistics.fmean(report.loss for report in done.rounds[-5:]), 5),
         "fd_lite112": round(distances(data, draw(plan, done.weights, SAMPLES))[0], 1),
     }
 

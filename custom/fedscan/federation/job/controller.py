@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from typing import Any
@@ -37,7 +38,7 @@ class DiffusionFedAvg(FedAvg):
     """
 
     def __init__(self) -> None:
-        super().__init__(persistor_id="persistor", ignore_result_error=True, memory_gc_rounds=1, task_check_period=0.1)
+        super().__init__(persistor_id="persistor", ignore_result_error=True, memory_gc_rounds=1, task_check_period=0.05)
         fobs.register(TensorDecomposer)
         self._job: ServerJob | None = None
         self._state: Checkpoint | None = None
@@ -92,6 +93,9 @@ class DiffusionFedAvg(FedAvg):
 
     def _run_alone(self) -> None:
         job_results.begin(self.job)
+        # What libraries have loaded stays: looking through it after each round takes longer than the round.
+        gc.collect()
+        gc.freeze()
         try:
             super().run()
         except (RunStoppedError, CheckpointError) as error:
