@@ -93,9 +93,6 @@ class DiffusionFedAvg(FedAvg):
 
     def _run_alone(self) -> None:
         job_results.begin(self.job)
-        # What libraries have loaded stays: looking through it after each round takes longer than the round.
-        gc.collect()
-        gc.freeze()
         try:
             super().run()
         except (RunStoppedError, CheckpointError) as error:
@@ -125,6 +122,9 @@ class DiffusionFedAvg(FedAvg):
         self._state = model.meta.pop(CheckpointPersistor.META_STATE)
         if self.state.rounds_done == 0:
             self.persist(self.state)
+        # What libraries have loaded by now stays: to look through it after each round takes longer than the rest.
+        gc.collect()
+        gc.freeze()
         self._note("started")
         return model
 
