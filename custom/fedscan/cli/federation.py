@@ -36,6 +36,8 @@ def demo(
 
     Example: `fedscan federation demo --out federation`
     """
+    import os
+
     from filelock import Timeout
 
     from fedscan.cli import demo_steps, federation_steps
@@ -43,6 +45,7 @@ def demo(
     from fedscan.cli.demo_progress import StepProgress
 
     steps = federation_steps.STEPS
+    os.environ.setdefault("MPLCONFIGDIR", str(out / federation_steps.CACHE))  # else a list of fonts goes into $HOME
     try:
         with demo_steps.locked(out):
             if fresh:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from fedscan.federation.consortium import Consortium
     from fedscan.federation.local_run import Progress
 
-CONSORTIUM, JOB, RUN, PICTURES = "consortium", "job", "run", "synthetic"
-OWN = ("exports", "stores", "sites", CONSORTIUM, JOB, f"{JOB}.init.json", RUN, PICTURES)
+CONSORTIUM, JOB, RUN, PICTURES, CACHE = "consortium", "job", "run", "synthetic", ".matplotlib"
+OWN = ("exports", "stores", "sites", CONSORTIUM, JOB, f"{JOB}.init.json", RUN, PICTURES, CACHE)
 
 SETTINGS = Settings(
     patients=(12, 11, 12),

@@ -58,7 +58,7 @@ class Consortium:
 
     def kit(self, name: str) -> Path:
         """A participant's newest kit. Raises ProjectError where there is none."""
-        made = sorted((self.folder / self.description["name"]).glob(f"prod_[0-9][0-9]/{name}"))
+        made = sorted((self.folder / str(self.description["name"])).glob(f"prod_[0-9][0-9]/{name}"))
         if not made:
             raise ProjectError(f"{self.folder} has no kit of {name}: provision it")
         return made[-1]

@@ -118,7 +118,8 @@ def test_an_open_state_of_earlier_versions_is_closed(description: Description, t
     state = tmp_path / "ct-consortium" / "state"
     state.chmod(0o755)
     (state / "cert.json").chmod(0o644)
-    assert _provision(description, tmp_path)[0]
+    _site(description, connection_security="clear")
+    assert _provision(description, tmp_path)[0] is None  # refused; closed all the same
     assert stat.S_IMODE((state / "cert.json").stat().st_mode) == 0o600
     assert stat.S_IMODE(state.stat().st_mode) == 0o700
 
@@ -374,6 +375,7 @@ def test_a_project_that_asks_for_less_gets_no_kits(description: Description, tmp
     assert done is None
     assert words in "; ".join(errors)
     assert not list(tmp_path.glob("*/prod_*"))
+    assert [path for path in tmp_path.rglob("*") if path.stat().st_mode & 0o077] == []  # a root key is there by then
 
 
 @pytest.mark.parametrize("days", [-1, 360, True, "60", 1.5])
