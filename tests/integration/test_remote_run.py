@@ -79,6 +79,7 @@ def test_a_run_over_a_kit_ends_with_model_records_and_verdict(
         ".lock", "federation.json", "job", "model.safetensors", "rounds.jsonl", "verdict.json"
     ]  # fmt: skip
     assert json.loads((run / "verdict.json").read_text())["good"] is True
+    assert not list((run / "job").rglob(".__nvfl*")), "a copy is signed"
     assert remote_run.resume(run, told) == judged
     assert told.says("all 2 rounds are done already")
     with pytest.raises(RunError, match="not empty"):
