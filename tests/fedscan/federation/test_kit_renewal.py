@@ -99,25 +99,31 @@ def test_the_options_of_nvflares_command_do_the_same(project_file: Path, tmp_pat
     assert _files(tmp_path / "ct-consortium" / "prod_02", without="l@x.org") == before
 
 
-def _end_in(state: Path, name: str, days: float) -> None:
-    """Gives a participant in the state (or the root) a certificate that ends in so many days."""
-    content = json.loads((state / "cert.json").read_text())
-    root_key = serialization.load_pem_private_key(content["root_pri_key"].encode(), password=None)
-    pem = content["root_cert"] if name == "root" else content[name]["cert"]
+def _ending(state: Path, pem: str, days: float) -> str:
+    """The same certificate of the same key, signed by the root for so many days more."""
+    root_key = serialization.load_pem_private_key(
+        json.loads((state / "cert.json").read_text())["root_pri_key"].encode(), password=None
+    )
     old = x509.load_pem_x509_certificate(pem.encode())
-    now = datetime.now(UTC)
+    end = datetime.now(UTC) + timedelta(days=days)
     builder = (
         x509.CertificateBuilder(old.issuer, old.subject, old.public_key(), old.serial_number)
-        .not_valid_before(now - timedelta(days=1800 - days) if name == "root" else now - timedelta(days=300))
-        .not_valid_after(now + timedelta(days=days))
+        .not_valid_before(end - (old.not_valid_after_utc - old.not_valid_before_utc))
+        .not_valid_after(end)
     )
     for extension in old.extensions:
         builder = builder.add_extension(extension.value, extension.critical)
-    made = builder.sign(root_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()  # type: ignore[arg-type]
+    made = builder.sign(root_key, hashes.SHA256())  # type: ignore[arg-type]
+    return made.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _end_in(state: Path, name: str, days: float) -> None:
+    """Gives a participant in the state (or the root) a certificate that ends in so many days."""
+    content = json.loads((state / "cert.json").read_text())
     if name == "root":
-        content["root_cert"] = made
+        content["root_cert"] = _ending(state, content["root_cert"], days)
     else:
-        content[name]["cert"] = made
+        content[name]["cert"] = _ending(state, content[name]["cert"], days)
     (state / "cert.json").write_text(json.dumps(content))
 
 
@@ -145,12 +151,16 @@ def test_one_with_time_left_is_not(provision: Run, tmp_path: Path) -> None:
     assert 60 < _days_left(provision() / "hosp-b") < 62
 
 
-def test_a_listeners_certificate_near_its_end_is_renewed(provision: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, before = provision(), kit_renewal.days_left
-    monkeypatch.setattr(kit_renewal, "days_left", lambda pem, now=None: before(pem, now) - 301)
-    second = provision()
-    listener = "hosp-a/startup/server.crt"
-    assert (second / listener).read_bytes() != (first / listener).read_bytes()
+@pytest.mark.parametrize(("days", "kept"), [(59, False), (61, True)])
+def test_a_listeners_certificate_is_renewed_near_its_end_alone(
+    provision: Run, tmp_path: Path, days: float, kept: bool
+) -> None:
+    first = provision()
+    listener = first / "hosp-a" / "startup" / "server.crt"
+    listener.write_text(_ending(tmp_path / "ct-consortium" / "state", listener.read_text(), days))
+    second = provision() / "hosp-a"
+    assert ((second / "startup" / "server.crt").read_bytes() == listener.read_bytes()) == kept
+    assert (_days_left(second, "server.crt") > 359) == (not kept)
 
 
 def test_a_root_near_its_end_renews_nothing(provision: Run, tmp_path: Path) -> None:
