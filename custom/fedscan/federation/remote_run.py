@@ -21,22 +21,19 @@ from fedscan.federation import (
     records,
     remote_job,
     remote_results,
-    run_lines,
     run_note,
 )
 from fedscan.federation.admin import AdminError
 from fedscan.federation.federation_file import FederationFile, FederationFileError
 from fedscan.federation.findings import Finding, JobError
 from fedscan.federation.local_run import Listener, Progress, RunError, is_fresh, locked
-from fedscan.federation.records import RoundRecord
-from fedscan.federation.remote_job import Kit, Seen
+from fedscan.federation.remote_job import Kit
+from fedscan.federation.remote_watch import Told, ended
 from fedscan.federation.verdict import Verdict
 from fedscan.plan import Plan, Submission
 
 SITES_TIMEOUT_S = 60.0
 """How long a resumed job waits for sites that the job names and that are not connected."""
-LOST_TIMEOUT_S = 300.0
-"""How long resume waits for NVFlare to end a job whose process is gone."""
 TRIES_WITHOUT_PROGRESS = 3
 
 
@@ -115,7 +112,7 @@ def watch(out: Path, listen: Listener) -> Verdict | None:
             stack.enter_context(locked(out))
         except RunError:
             remote = RemoteRun.open(out, listen)
-            remote_job.follow(remote.kit, remote.newest_job(), _Told(listen).listener())
+            remote_job.follow(remote.kit, remote.newest_job(), Told(listen).listener())
             return None
         return RemoteRun.open(out, listen).follow()
 
@@ -129,7 +126,7 @@ def download(out: Path, listen: Listener) -> Verdict:
 def watch_job(job_id: str, kit_folder: Path, listen: Listener) -> str:
     """Follows any job of this kit's person to its end. Returns NVFlare's status. Raises RunError."""
     with _our_errors():
-        meta = remote_job.follow(Kit.of(kit_folder), job_id, _Told(listen).listener())
+        meta = remote_job.follow(Kit.of(kit_folder), job_id, Told(listen).listener())
     for site, word in remote_job.refused_at_deployment(meta).items():
         listen(Progress(f"{site} did not take the job: {word}"))
     return str(meta.get("status"))
@@ -217,7 +214,7 @@ class RemoteRun:
 
     def follow(self, *, again: bool = False) -> Verdict:
         """The newest job to its end; then RUN holds what it came to. `again`: rounds that RUN knows were told."""
-        told = _Told(self.listen, self.out / job_results.ROUNDS, self.plan)
+        told = Told(self.listen, self.out / job_results.ROUNDS, self.plan)
         if again:
             told.seen.records += records.read(self.out / job_results.ROUNDS)
         remote_job.follow(self.kit, self.newest_job(), told.listener(), told.seen, release=True)
@@ -239,7 +236,7 @@ class RemoteRun:
         start = 0
         with self.kit.session(remote_job.RECONNECT_S) as session:
             if self.file.jobs:
-                meta = _ended(session, self.file.jobs[-1], self.out, self.say)
+                meta = ended(session, self.file.jobs[-1], self.out, self.say)
                 judged = self.fetch() if meta.get("start_time") else None  # else it never ran, and left nothing
                 if judged is not None and judged.ended == "finished":
                     self.say(f"all {self.plan.rounds} rounds are done already")
@@ -265,67 +262,6 @@ class RemoteRun:
                 self.say(f"going on without {', '.join(sorted(missing))}: not connected")
                 return
             time.sleep(1.0)
-
-
-class _Told:
-    """Turns what a follower sees into lines and, in RUN, into a copy of rounds.jsonl that grows with the run."""
-
-    def __init__(self, listen: Listener, copy: Path | None = None, plan: Plan | None = None) -> None:
-        self.seen = Seen(plan)
-        self._listen, self._copy = listen, copy
-
-    def listener(self) -> remote_job.Listener:
-        return remote_job.Listener(records=self._records, say=lambda text: self._listen(Progress(text)))
-
-    def _records(self, seen: Seen, new: list[RoundRecord]) -> None:
-        if self._copy is not None and len(seen.records) == len(new):
-            self._copy.unlink(missing_ok=True)
-        for record in new:
-            if self._copy is not None:
-                records.append(self._copy, record)
-            if seen.plan is not None:
-                self._listen(Progress(_line(record, seen), record))
-
-
-def _line(record: RoundRecord, seen: Seen) -> str:
-    assert seen.plan is not None
-    text = run_lines.describe(record, seen.plan)
-    if record.event != "round":
-        return text
-    until_now = seen.records[: seen.records.index(record) + 1]
-    return f"{text}; {run_lines.outlook(until_now, seen.plan)}".rstrip("; ")
-
-
-def _ended(session: Session, job_id: str, out: Path, say: Any) -> dict[str, Any]:
-    """The job's meta once it has ended; a server that lost it says so when it has started again. Raises RunError."""
-    deadline = time.monotonic() + LOST_TIMEOUT_S
-    told = False
-    while True:
-        meta = admin.meta(session, job_id)
-        status = str(meta.get("status", ""))
-        if status.startswith("FINISHED"):
-            return remote_job.with_note(session, job_id, meta)
-        if status != "RUNNING" or _answers(session, job_id):
-            raise RunError(f"job {job_id} is at work ({status.lower()}): follow it with `fedscan job watch {out}`")
-        if time.monotonic() > deadline:
-            raise RunError(
-                f"NVFlare calls job {job_id} RUNNING, and nothing answers for it: the server's operator starts the "
-                "server again, which ends such jobs"
-            )
-        if not told:
-            say(f"job {job_id} does not answer, and NVFlare calls it RUNNING: waiting for the server to end it")
-        told = True
-        time.sleep(2.0)
-
-
-def _answers(session: Session, job_id: str) -> bool:
-    from fedscan.federation import round_feed
-
-    try:
-        admin.ask_job(session, job_id, round_feed.TOPIC, {"after": 0})
-    except admin.NotNowError:
-        return False
-    return True
 
 
 def _named(job: Path) -> list[str]:
