@@ -17,13 +17,19 @@ PART_LIMIT_S = 3600
 
 SLOW = ("-m", "slow", "-s", "-v")
 RUNS = ("local_run", "private_run", "template_dp", "wire", "faults")
+POLICY = ("policy_attacks", "private_restarts", "revocation")
 GATE = ("inside_attacks", "bytes_counted", "dishonest_server")
 PARTS: dict[str, list[str]] = {
     "quick": ["-m", "not slow", "-n", "2", "--dist", "loadscope", "tests"],
     "units-slow": [*SLOW, "tests/ctslices", "tests/fedscan", "tests/attacks"],
     "demo": [*SLOW, "tests/integration/test_demo.py"],
     "runs": [*SLOW, *(f"tests/integration/test_{name}.py" for name in RUNS)],
-    "policy": [*SLOW, "tests/integration/test_policy_attacks.py", "tests/integration/test_private_restarts.py"],
+    "policy": [
+        *SLOW,
+        "tests/integration/test_policy_attacks.py",
+        "tests/integration/test_private_restarts.py",
+        "tests/integration/test_revocation.py",
+    ],
     "gate": [*SLOW, *(f"tests/integration/test_{name}.py" for name in GATE)],
     "site": [*SLOW, "tests/integration/test_installed_site.py"],
     "provisioned": [*SLOW, "tests/integration/test_provisioned.py", "tests/integration/test_handshakes.py"],

@@ -7,18 +7,17 @@ from typing import Annotated
 
 import typer
 
+from fedscan.cli import revoke
 from fedscan.cli.output import fail
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Try the real federation on one machine: kits, mutual TLS, separate processes, jobs through the admin API.",
+    help="Try the real federation on one machine; revoke who may no longer take part in one.",
 )
 
 
-@app.callback()
-def _group() -> None:
-    """With a callback the one command keeps its name."""
+app.command("revoke")(revoke.make)
 
 
 @app.command("demo")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fedscan.cli import revoke
 from fedscan.cli.output import fail, print_json
 
 app = typer.Typer(
@@ -19,6 +20,9 @@ ServerKit = Annotated[
     Path, typer.Option("--kit", metavar="SERVER_KIT", help="The server's kit: the folder with startup/ and local/.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+app.command("revoke")(revoke.at_server)
 
 
 @app.command("add-model")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from fedscan.cli.revoke import at_site
 from fedscan.cli.site_check import check
 from fedscan.cli.site_doctor import clean, doctor
 from fedscan.cli.site_dossier import dossier
@@ -17,3 +18,4 @@ def register(app: typer.Typer) -> None:
     app.command("doctor")(doctor)
     app.command("dossier")(dossier)
     app.command("clean")(clean)
+    app.command("revoke")(at_site)

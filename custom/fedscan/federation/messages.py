@@ -45,6 +45,9 @@ class Task(_Message):
 
     deadline_s: float = Field(gt=0, description="seconds from receipt in which an answer is of use")
     ledger: LedgerHead | None = Field(default=None, description="the last that this server recorded from this site")
+    revocations: str | None = Field(
+        default=None, max_length=1 << 18, description="the server's list of who is revoked, signed with the root key"
+    )
 
 
 class Answer(_Message):

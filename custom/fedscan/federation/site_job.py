@@ -9,11 +9,12 @@ from pathlib import Path
 
 from nvflare.apis.fl_constant import ReturnCode
 
-from fedscan.federation import kept_answer, refusals
+from fedscan.federation import kept_answer, refusals, revocation
 from fedscan.federation.answer_form import form_of
 from fedscan.federation.messages import REFUSED_BY_POLICY, Answer, MessageError, PrivateAnswer, parse_task
 from fedscan.federation.paid_round import MARGIN_S, PaidTraining, note_received_head, wait_until
 from fedscan.federation.places import CLIENT_CONFIG, PlacesError, plan_and_submission, site_places
+from fedscan.federation.revocation import Revocations
 from fedscan.federation.site_round import RefusedError, SiteTraining
 from fedscan.federation.site_setup import SiteSetup
 from fedscan.federation.submitter import verified_submitter
@@ -58,7 +59,9 @@ class SiteJob:
             raise PlacesError(f"site.json is that of {setup.site.name!r}, the federation calls this site {name!r}")
         kept_answer.drop_expired(setup.state)
         kind = SiteTraining if plan.privacy is None else PaidTraining
-        return cls(plan, submission, setup, kind(setup, plan, submission, name, verified_submitter(app, root_ca)))
+        known = Revocations(setup.state / revocation.FILE, root_ca)
+        training = kind(setup, plan, submission, name, verified_submitter(app, root_ca), known)
+        return cls(plan, submission, setup, training)
 
     def warm_up(self) -> None:
         """Loads at the child and here what the first round needs, while the server still prepares it."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from fedscan.federation import kept_answer
 from fedscan.federation.answer_form import form_of
 from fedscan.federation.messages import Answer, Task
+from fedscan.federation.revocation import RevocationError, Revocations
 from fedscan.federation.site_setup import SiteSetup
 from fedscan.federation.wall import WallLog
 from fedscan.plan import Plan, Submission
@@ -31,14 +32,22 @@ class SiteTraining:
     """Trains rounds of one run at one site, in a child process that is kept warm over rounds."""
 
     def __init__(
-        self, setup: SiteSetup, plan: Plan, submission: Submission, name: str, submitter: Submitter | None = None
+        self,
+        setup: SiteSetup,
+        plan: Plan,
+        submission: Submission,
+        name: str,
+        submitter: Submitter | None = None,
+        revocations: Revocations | None = None,
     ) -> None:
-        """`name` is the site's in the federation; `submitter` signed the app folder."""
+        """`name` is the site's in the federation; `submitter` signed the app folder; `revocations` are those that the
+        site knows of."""
         self.setup = setup
         self.plan = plan
         self.submission = submission
         self.name = name
         self._submitter = submitter
+        self._revocations = revocations
         self.folder = setup.state / submission.run_id
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.codec = ErrorFeedback(plan.update_precision, self.folder / "rests", plan.digest, submission.run_id)
@@ -113,6 +122,7 @@ class SiteTraining:
         )
 
     def _check(self, task: Task, weights: Weights) -> None:
+        self._check_revocations(task)
         if task.plan_digest != self.plan.digest or task.run_id != self.submission.run_id:
             raise RefusedError("the task belongs to another plan or run than the job that was deployed here")
         if task.round_number >= self.plan.rounds:
@@ -121,6 +131,21 @@ class SiteTraining:
             raise RefusedError(f"the received model is not one of the plan's: {'; '.join(reasons)}")
         if digest(weights) != task.model_digest:
             raise RefusedError("the received model is not the one that the task names")
+
+    def _check_revocations(self, task: Task) -> None:
+        """Raises charging.Refused where the submitter is revoked, or nobody can tell."""
+        if self._revocations is None:
+            return
+        if self._submitter is None:
+            raise charging.Refused(("submitter: nobody is known to have signed this job",))
+        try:
+            if task.revocations is not None:
+                self._revocations.lay(task.revocations)
+            reason = self._revocations.reason(self._submitter.name, self._submitter.issued)
+        except RevocationError as error:
+            raise charging.Refused((f"revocations: {error}",)) from None
+        if reason is not None:
+            raise charging.Refused((f"submitter: {reason}",))
 
     def _once(self, task: Task, received: Path, sent: Path, abort: Callable[[], bool]) -> Answer:
         trained = self._trainer.train(task.round_number, received, sent, task.deadline_s, abort)

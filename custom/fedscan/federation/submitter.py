@@ -23,7 +23,11 @@ def verified_submitter(app: Path, root_ca: Path) -> Submitter | None:
     certificates = {_certificate(path) for path in app.rglob(NVFLARE_SUBMITTER_CRT_FILE)}
     if len(certificates) != 1 or (certificate := certificates.pop()) is None:
         return None
-    return Submitter(name=str(signers[0][0]), fingerprint=certificate.fingerprint(hashes.SHA256()).hex())
+    return Submitter(
+        name=str(signers[0][0]),
+        fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
+        issued=certificate.not_valid_before_utc,
+    )
 
 
 def _certificate(path: Path) -> x509.Certificate | None:

@@ -9,12 +9,15 @@ from typing import Any
 
 from nvflare.apis.app_validation import AppValidator
 
-from fedscan.federation import job_form, refusals
+from fedscan.federation import job_form, refusals, revocation
 from fedscan.federation.messages import REFUSED_BY_POLICY
 from fedscan.federation.places import CLIENT_CONFIG
+from fedscan.federation.revocation import RevocationError, Revocations
+from fedscan.federation.site_certificates import ROOT
 from fedscan.federation.submitter import verified_submitter
 from fedscan.privacy import charging
 from fedscan.privacy.approvals import Approvals
+from fedscan.privacy.facts import Submitter
 from fedscan.privacy.site_file import SITE_JSON, Site, SiteError
 from fedscan.training.site_store import store_facts
 
@@ -50,19 +53,32 @@ def _judge(app: Path) -> tuple[str, ...]:
         return (str(error),)
     config, reasons = _read(app)
     if not reasons:
-        verdict = charging.admit(
-            site,
-            config.get("plan"),
-            config.get("submission"),
-            submitter=verified_submitter(app, kit / "startup" / "rootCA.pem"),
-            store=store_facts(site.store),
-        )
-        reasons = verdict.reasons
+        submitter = verified_submitter(app, kit / "startup" / ROOT)
+        reasons = _revoked(site, kit / "startup" / ROOT, submitter)
+        if not reasons:
+            verdict = charging.admit(
+                site,
+                config.get("plan"),
+                config.get("submission"),
+                submitter=submitter,
+                store=store_facts(site.store),
+            )
+            reasons = verdict.reasons
     else:
         Approvals(site.state, site.key()).keep_refused(config.get("plan"), reasons)
     if reasons:
         refusals.note(site.state, "deploy", reasons)
     return reasons
+
+
+def _revoked(site: Site, root_ca: Path, submitter: Submitter | None) -> tuple[str, ...]:
+    if submitter is None:
+        return ()  # the judgement below says so
+    try:
+        reason = Revocations(site.state / revocation.FILE, root_ca).reason(submitter.name, submitter.issued)
+    except RevocationError as error:
+        return (f"revocations: {error}",)
+    return () if reason is None else (f"submitter: {reason}",)
 
 
 def _kit(app: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal, Protocol
 
 from fedscan.privacy.event import Event
@@ -30,6 +31,8 @@ class Submitter:
     name: str
     fingerprint: str
     """SHA-256 (hex) of the certificate."""
+    issued: datetime | None = None
+    """From when on the certificate holds."""
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from nvflare.lighter.utils import load_private_key_file, sign_folders
 
-from fedscan.federation import kits
+from fedscan.federation import kits, revocation
 from fedscan.federation.kits import Federation
 from fedscan.federation.messages import REFUSED_BY_POLICY
 from fedscan.federation.places import ServerPlaces, SitePlaces
+from fedscan.federation.revocation import Revocations
 from fedscan.federation.submitter import verified_submitter
 from fedscan.federation.validator import SiteValidator
 from fedscan.plan import Submission
@@ -220,6 +221,19 @@ def test_a_crafted_configuration_is_refused_with_the_constant_and_kept_for_peopl
         if ("submission" in kit.config)
         else True
     )
+
+
+def test_a_revoked_submitter_is_refused(kit: Kit, tmp_path: Path) -> None:
+    state = kit.federation.folder / kits.PROJECT / "state"
+    revocation.make(state, [kits.LEAD], tmp_path / "list")
+    held = Revocations(kit.hospital.setup.state / revocation.FILE, kit.folder / "startup" / "rootCA.pem")
+    held.lay((tmp_path / "list").read_text())
+    assert kit.judge() == REFUSED_BY_POLICY
+    assert "revoked by list 1" in kit.reasons()
+    (kit.hospital.setup.state / revocation.FILE).write_text("damaged")
+    assert kit.judge() == REFUSED_BY_POLICY
+    (kit.hospital.setup.state / revocation.FILE).unlink()
+    assert kit.judge() == ""
 
 
 def test_submitters_that_the_policy_does_not_name_are_refused(kit: Kit) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -21,7 +22,9 @@ from fedscan.federation.job.persistor import CheckpointPersistor
 from fedscan.federation.kept_updates import KeptUpdates
 from fedscan.federation.run_start import write_model
 from fedscan.federation.server_job import ServerJob
+from fedscan.federation.server_revocations import Known, ServerRevocations
 from fedscan.federation.server_round import RunStoppedError, ServerRound, now
+from fedscan.federation.site_certificates import ROOT
 from fedscan.federation.site_heads import SiteHeads
 from fedscan.training.checkpoints import Checkpoint, CheckpointError
 from fedscan.training.sampling import sample_sites
@@ -46,6 +49,8 @@ class DiffusionFedAvg(FedAvg):
         self._record: records.RoundRecord | None = None
         self._heads: SiteHeads | None = None
         self._parent = os.getppid()
+        self._revocations: ServerRevocations | None = None
+        self._known = Known(None, {})
 
     @property
     def job(self) -> ServerJob:
@@ -77,7 +82,14 @@ class DiffusionFedAvg(FedAvg):
         self.num_clients = self.job.plan.clients_per_round
         if self.job.plan.privacy is not None:
             self._heads = SiteHeads(self.job.heads_file, self.job.heads_of_runs)
-        fl_ctx.get_engine().register_app_command(round_feed.TOPIC, self._tell)
+        engine = fl_ctx.get_engine()
+        engine.register_app_command(round_feed.TOPIC, self._tell)
+        workspace = engine.get_workspace()
+        self._revocations = ServerRevocations(
+            local=Path(workspace.get_site_config_dir()),
+            root_ca=Path(workspace.get_file_path_in_startup(ROOT)),
+            app=Path(workspace.get_app_dir(fl_ctx.get_job_id())),
+        )
 
     def _tell(self, topic: str, data: object, fl_ctx: FLContext) -> dict[str, Any]:
         """To the submitter who watches."""
@@ -139,10 +151,14 @@ class DiffusionFedAvg(FedAvg):
         for attempt in range(1, plan.tries_per_round + 1):
             updates = KeptUpdates(self.job.run_folder / "updates")
             run_id = self.job.submission.run_id
-            self._round = ServerRound(plan, run_id, self.state, targets, attempt, self._heads, updates)
+            self._known = self._revocations.now(targets) if self._revocations else self._known
+            asked = [target for target in targets if target not in self._known.sites]
+            self._round = ServerRound(plan, run_id, self.state, asked, attempt, self._heads, updates)
+            for site, why in self._known.sites.items():
+                self._round.refuse(site, why)
             if plan.privacy is not None:  # what a site may charge must be on disk before it is asked
                 self._append(self._round.asked_record())
-            for target in targets:
+            for target in asked:
                 self._send(target, data, callback)
             self._wait()
             self._round.settle()
@@ -154,7 +170,7 @@ class DiffusionFedAvg(FedAvg):
 
     def _send(self, target: str, data: FLModel, callback: Any) -> None:
         """A task of its own for each site: under differential privacy each gets back its own ledger's head."""
-        task = self.round.task(target).model_dump(mode="json")
+        task = self.round.task(target).model_copy(update={"revocations": self._known.text}).model_dump(mode="json")
         super().send_model(
             task_name=messages.TASK_TRAIN,
             data=FLModel(
