@@ -34,10 +34,11 @@ OUT = Path(__file__).resolve().parent.parent / "docs" / "results"
 ARMS = ("fp32", "bf16", "int8", "int8 without error feedback")
 SEEDS = (0, 1, 2)
 WORDS = (
-    "A quarter of the bytes cost nothing that shows: the same loss to five digits, FD-lite112 within 0.3 of float32's "
-    "(seeds lie 7 apart). In so few rounds error feedback makes no difference either: with a scale a row, rounding takes "
-    "less than half a percent of an update. It is kept because it bounds what is lost over any number of rounds "
-    "(tests/fedscan/training/test_update_codec.py). Only updates shrink; the model goes out to sites in float32.",
+    "A quarter of the bytes cost nothing that shows: the same loss to five digits, FD-lite112 within 0.3 of "
+    "float32's (seeds lie 7 apart). In so few rounds error feedback makes no difference either: with a scale a "
+    "row, rounding takes less than half a percent of an update. It is kept because it bounds what is lost over "
+    "any number of rounds (tests/fedscan/training/test_update_codec.py). Only updates shrink; the model goes out "
+    "to sites in float32.",
 )
 
 
@@ -66,8 +67,8 @@ def page(record: dict[str, Any]) -> str:
         "# Updates in fewer bytes",
         "",
         f"`python benchmarks/update_precision.py`; {record['hardware']}, torch {torch.__version__}. Ten sites of the "
-        "SARS-CoV-2 CT pictures, preset tiny (0.27 M parameters), 20 rounds of 10 steps from a public start; by "
-        f"seed, as far as they were run of {', '.join(map(str, SEEDS))}. Loss: mean of the last five rounds; FD-lite112 of {SAMPLES} slices.",
+        "SARS-CoV-2 CT pictures, preset tiny (0.27 M parameters), 20 rounds of 10 steps from a public "
+        f"start; by seed, as far as they were run of {', '.join(map(str, SEEDS))}. Loss: mean of the last five rounds; FD-lite112 of {SAMPLES} slices.",
         "",
         "| update_precision | bytes a site and round | loss | FD-lite112 |",
         "|---|---|---|---|",
