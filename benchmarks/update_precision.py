@@ -68,7 +68,8 @@ def page(record: dict[str, Any]) -> str:
         "",
         f"`python benchmarks/update_precision.py`; {record['hardware']}, torch {torch.__version__}. Ten sites of the "
         "SARS-CoV-2 CT pictures, preset tiny (0.27 M parameters), 20 rounds of 10 steps from a public "
-        f"start; by seed, as far as they were run of {', '.join(map(str, SEEDS))}. Loss: mean of the last five rounds; FD-lite112 of {SAMPLES} slices.",
+        f"start; by seed, as far as they were run of {', '.join(map(str, SEEDS))}. Loss: "
+        f"mean of the last five rounds; FD-lite112 of {SAMPLES} slices.",
         "",
         "| update_precision | bytes a site and round | loss | FD-lite112 |",
         "|---|---|---|---|",
