@@ -218,7 +218,9 @@ class RemoteRun:
         if again:
             told.seen.records += records.read(self.out / job_results.ROUNDS)
         remote_job.follow(self.kit, self.newest_job(), told.listener(), told.seen, release=True)
-        return self.fetch()
+        judged = self.fetch()
+        told.rest(self.out / job_results.ROUNDS)
+        return judged
 
     def fetch(self) -> Verdict:
         """RUN's model, records and verdict, by the newest job."""

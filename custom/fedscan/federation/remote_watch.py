@@ -30,12 +30,22 @@ class Told:
         """For `remote_job.follow`."""
         return remote_job.Listener(records=self._records, say=lambda text: self._listen(Progress(text)))
 
+    def rest(self, fetched: Path) -> None:
+        """Tells what came between the last answer and the end of the job; `fetched` is the run's whole rounds.jsonl."""
+        new = list(records.read(fetched))[len(self.seen.records) :]
+        self.seen.records += new
+        self._tell(self.seen, new)
+
     def _records(self, seen: Seen, new: list[RoundRecord]) -> None:
-        if self._copy is not None and len(seen.records) == len(new):
-            self._copy.unlink(missing_ok=True)
-        for record in new:
-            if self._copy is not None:
+        if self._copy is not None:
+            if len(seen.records) == len(new):
+                self._copy.unlink(missing_ok=True)
+            for record in new:
                 records.append(self._copy, record)
+        self._tell(seen, new)
+
+    def _tell(self, seen: Seen, new: list[RoundRecord]) -> None:
+        for record in new:
             if seen.plan is not None:
                 until_now = seen.records[: seen.records.index(record) + 1]
                 self._listen(Progress(_line(record, until_now, seen.plan), record))
