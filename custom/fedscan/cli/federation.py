@@ -44,7 +44,8 @@ def demo(
     from fedscan.cli.demo_progress import StepProgress
 
     steps = federation_steps.STEPS
-    os.environ.setdefault("MPLCONFIGDIR", str(out / federation_steps.CACHE))  # else a list of fonts goes into $HOME
+    # Else matplotlib writes its list of fonts into the home folder.
+    os.environ.setdefault("MPLCONFIGDIR", str(out.absolute() / federation_steps.CACHE))
     try:
         with demo_steps.locked(out):
             if fresh:

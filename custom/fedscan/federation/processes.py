@@ -17,6 +17,7 @@ from fedscan.federation import kit_files
 from fedscan.federation.kits import SERVER, Federation
 
 _PR_SET_PDEATHSIG = 1
+_HANDED_ON = ("HOME", "LANG", "TMPDIR", "MPLCONFIGDIR", "OMP_NUM_THREADS")
 
 
 def _die_with_parent() -> None:
@@ -53,10 +54,10 @@ def start(federation: Federation, name: str) -> subprocess.Popen[bytes]:
 def start_by_script(kit: Path) -> subprocess.Popen[bytes]:
     """Starts a server's or site's kit by its own sub_start.sh --once, which replaces itself by the parent process.
 
-    Of this process's environment it has PATH (with this Python first), HOME and LANG: the script sets the rest.
+    Of this process's environment it has PATH (with this Python first) and a few places: the script sets the rest.
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    given = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR", "OMP_NUM_THREADS") if name in os.environ}
+    given = {name: os.environ[name] for name in _HANDED_ON if name in os.environ}
     script = kit.resolve() / "startup" / "sub_start.sh"
     return _spawn(kit.resolve(), [str(script), "--once"], given | {"PATH": path, "PYTHONUNBUFFERED": "1"})
 
