@@ -33,7 +33,7 @@ def new_round(**changes: Any) -> ServerRound:
 
 
 def answer(r: ServerRound, **changes: Any) -> dict[str, Any]:
-    meta = r.task("a").model_dump(exclude={"deadline_s", "ledger"})
+    meta = r.task("a").model_dump(exclude={"deadline_s", "ledger", "revocations"})
     return (
         meta
         | {"examples": 10, "patients": 2, "steps": 3, "loss": 0.5, "seconds": 1.0}
