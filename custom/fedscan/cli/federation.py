@@ -43,6 +43,7 @@ def demo(
     from fedscan.cli.demo import template_folder
     from fedscan.cli.demo_progress import StepProgress
 
+    out = out.resolve()  # kits and processes work in folders of their own
     steps = federation_steps.STEPS
     # Else matplotlib writes its list of fonts into the home folder.
     os.environ.setdefault("MPLCONFIGDIR", str(out.absolute() / federation_steps.CACHE))

@@ -104,6 +104,7 @@ def provision(folder: Path, sites: Mapping[str, SitePlaces], server: ServerPlace
 
 def run_provisioner(folder: Path, *options: str) -> None:
     """`nvflare provision` of FOLDER/project.yml into FOLDER, with options of its own. Raises ProvisionError."""
+    folder = folder.resolve()  # it works in that folder
     where = ["-p", str(folder / "project.yml"), "-w", str(folder), "--force"]
     command = [sys.executable, "-m", "nvflare.lighter.provision", *where, *options]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
