@@ -20,12 +20,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from nvflare.apis.fl_exception import FLCommunicationError
-from nvflare.fuel.f3.cellnet.cell_cipher import InvalidCertChain
 from nvflare.fuel.flare_api.api_spec import AuthorizationError
 
 from fedscan.federation import admin, consortium, consortium_run, job_folder, kits, processes
-from fedscan.federation.admin import NotAllowedError, UnreachableError
+from fedscan.federation.admin import NotAllowedError
 from fedscan.federation.consortium import Consortium
 from fedscan.federation.messages import REFUSED_BY_POLICY
 
@@ -35,7 +33,7 @@ SITES = ("hosp-a", "hosp-b", "hosp-c")
 LEAD, OPERATOR, OBSERVER = (f"{name}@fedscan.example.org" for name in ("lead", "operator", "observer"))
 IT_A, IT_B = (f"it@hospital-{letter}.example.org" for letter in "ab")
 LIMIT_S = 120.0
-REFUSED = (UnreachableError, FLCommunicationError, InvalidCertChain)
+REFUSED = AdminError
 
 
 @dataclass(frozen=True)
@@ -111,13 +109,18 @@ def _expired(world: World, folder: Path) -> Certificate:
     return made
 
 
-def _talk(port: int, certificate: Certificate | None) -> bytes:
-    """What a listener says over TLS to a request; nothing where it ends the connection."""
+def _context(certificate: Certificate | None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     if certificate:
         context.load_cert_chain(certificate.crt, certificate.key)
+    return context
+
+
+def _talk(port: int, certificate: Certificate | None) -> bytes:
+    """What a listener says over TLS to a request; nothing where it ends the connection."""
+    context = _context(certificate)
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=30) as plain, context.wrap_socket(plain) as secure:
             secure.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -128,11 +131,7 @@ def _talk(port: int, certificate: Certificate | None) -> bytes:
 
 def _stays_open(port: int, certificate: Certificate | None) -> bool:
     """Whether a listener that never speaks first keeps a TLS connection once it has seen the certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    if certificate:
-        context.load_cert_chain(certificate.crt, certificate.key)
+    context = _context(certificate)
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as plain, context.wrap_socket(plain) as secure:
             return secure.recv(1000) != b""

@@ -135,14 +135,17 @@ def test_a_site_whose_budget_is_spent_refuses_with_a_constant_and_the_other_goes
 
 
 @pytest.mark.slow
-def test_a_noised_loss_crosses_the_wire_from_the_site_that_allows_it_and_no_other(
+def test_a_noised_loss_and_eight_bits_cross_the_wire_from_the_site_that_allows_it_and_no_other(
     repository: Path, tmp_path: Path, make_site: Callable[..., Path], private_settings: Callable[..., list[str]]
 ) -> None:
     sites = {
         "hosp-a": make_site(tmp_path, "hosp-a", 'answers=["update", "loss"]'),
         "hosp-b": make_site(tmp_path, "hosp-b"),
     }
-    settings = private_settings(*SITES, answer_after_s=ANSWER_AFTER_S, loss={"noise_multiplier": 20.0})
+    eight_bits = ("update_precision=int8",)
+    settings = private_settings(
+        *SITES, answer_after_s=ANSWER_AFTER_S, settings=eight_bits, loss={"noise_multiplier": 20.0}
+    )
     plan = job_folder.new(repository / "jobs" / "ct_fedavg", tmp_path / "job", settings)
     assert plan.privacy is not None
     local_run.run(tmp_path / "job", sites, tmp_path / "RUN")

@@ -21,6 +21,14 @@ app = typer.Typer(
     help="A hospital's own side of the federation: its key, ledger and policy (docs/site.md).",
 )
 
+AnchorFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--anchor",
+        metavar="FILE",
+        help="Where the ledger's counter is kept against a rolled-back disk: a file on another volume.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 SiteOption = Annotated[
     Path, typer.Option("--site", metavar="KIT|SITE.json", help="The site: its site.json, or the kit that holds it.")
@@ -34,14 +42,7 @@ def init(
     ],
     name: Annotated[str, typer.Option("--name", help="The site's name in the federation and in plans.")],
     store: Annotated[Path, typer.Option("--store", metavar="STORE", help="The slice store that jobs train on.")],
-    anchor: Annotated[
-        Path | None,
-        typer.Option(
-            "--anchor",
-            metavar="FILE",
-            help="Where the ledger's counter is kept against a rolled-back disk: a file on another volume.",
-        ),
-    ] = None,
+    anchor: AnchorFile = None,
     private: Annotated[
         Path | None,
         typer.Option(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from fedscan.cli.output import fail, print_json
-from fedscan.cli.site import AsJson
+from fedscan.cli.site import AnchorFile, AsJson
 
 if TYPE_CHECKING:
     from fedscan.federation.site_install import Choices, Installed
@@ -30,14 +30,7 @@ def install(
     store: Annotated[
         Path | None, typer.Option("--store", metavar="STORE", help="The slice store that jobs train on.")
     ] = None,
-    anchor: Annotated[
-        Path | None,
-        typer.Option(
-            "--anchor",
-            metavar="FILE",
-            help="Where the ledger's counter is kept against a rolled-back disk: a file on another volume.",
-        ),
-    ] = None,
+    anchor: AnchorFile = None,
     private: Annotated[
         Path | None,
         typer.Option(

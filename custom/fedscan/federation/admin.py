@@ -14,6 +14,8 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
+from nvflare.apis.fl_exception import FLCommunicationError
+from nvflare.fuel.f3.cellnet.cell_cipher import InvalidCertChain
 from nvflare.fuel.flare_api.api_spec import (
     AuthenticationError,
     AuthorizationError,
@@ -31,6 +33,7 @@ from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from fedscan.federation import job_form
 
 START_TIMEOUT_S = 180.0
+_NOT_YET = (NoConnection, InternalError, AuthenticationError, FLCommunicationError, ConnectionError, TimeoutError)
 ADMIN_JSON = Path("startup") / "fed_admin.json"
 _CERTIFICATE = Path("startup") / "client.crt"
 
@@ -94,7 +97,11 @@ def _open(admin_kit: Path, user: str, check: Callable[[], None], timeout_s: floa
             # NVFlare prints to stdout while it connects; stdout belongs to our own results.
             with contextlib.redirect_stdout(io.StringIO()):
                 return new_secure_session(username=user, startup_kit_location=str(admin_kit), timeout=5)
-        except (NoConnection, InternalError, AuthenticationError, ConnectionError, TimeoutError) as error:
+        except InvalidCertChain as error:
+            raise AdminError(
+                f"{admin_kit} is a kit of another federation than the server's: take the right one"
+            ) from error
+        except _NOT_YET as error:
             if time.monotonic() > deadline:
                 raise UnreachableError(
                     f"the server took no connection in {timeout_s:.0f} s ({_words(error)}): is it running, and is its "

@@ -21,13 +21,16 @@ class KeptUpdates:
 
     def __init__(self, folder: Path | None = None) -> None:
         """Empties `folder`: what a killed server left there was never summed. None: a temporary folder."""
-        self._folder = folder or Path(tempfile.mkdtemp(prefix="fedscan-updates-"))
+        self._temporary = tempfile.TemporaryDirectory(prefix="fedscan-updates-") if folder is None else None
+        self._folder = folder or Path(self._temporary.name if self._temporary else "") / "updates"
         self._files: dict[str, Path] = {}
+        self._kept = 0
         self.clear()
 
     def keep(self, site: str, update: Weights) -> None:
         """Raises OSError."""
-        path = self._folder / f"{len(self._files):05d}.safetensors"  # site names are the network's, not ours
+        path = self._folder / f"{self._kept:05d}.safetensors"  # site names are the network's, not ours
+        self._kept += 1  # never a name twice: a number that fell with `drop` would take another site's file
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         tensor_file.save_tensors(path, update, {})
         self._files[site] = path

@@ -61,6 +61,7 @@ class ServerRound:
         self._good: dict[str, Answer | PrivateAnswer] = {}
         self._updates = updates or KeptUpdates()
         self._broken: str | None = None
+        self._settled = False
 
     def task(self, site: str) -> Task:
         """What goes to an asked site beside the weights."""
@@ -85,6 +86,8 @@ class ServerRound:
 
     def receive(self, site: str, meta: object, update: object) -> str | None:
         """Judges one answer: None if it is taken, else the reason. A site's second answer never replaces its first."""
+        if self._settled:
+            return "the round is over"
         reason = self._judge(site, meta, update)
         if reason is not None and site not in self._good:
             self.refuse(site, reason)
@@ -140,6 +143,7 @@ class ServerRound:
 
         Raises RunStoppedError where the server could not keep an answer.
         """
+        self._settled = True
         if self._broken is not None:
             raise RunStoppedError(f"round {self.round_number}: {self._broken}")
         norms = {site: self._entries[site].update_norm or 0.0 for site in self._good}

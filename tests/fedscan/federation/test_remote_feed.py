@@ -149,4 +149,5 @@ def test_a_job_process_ends_when_its_parent_dies(monkeypatch: pytest.MonkeyPatch
 
 def test_answers_are_json(job: ServerJob) -> None:
     add(job, "started")
-    json.dumps(round_feed.answer(job, {}))
+    told = round_feed.answer(job, {})
+    assert json.loads(json.dumps(told)) == told

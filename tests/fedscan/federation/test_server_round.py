@@ -211,6 +211,23 @@ def test_an_update_a_hundred_times_too_large_is_refused_when_all_have_answered()
     torch.testing.assert_close(state.weights["a"], torch.full((2, 2), 1.1))
 
 
+def test_who_was_refused_at_the_end_cannot_come_back_nor_take_anothers_place(tmp_path: Path) -> None:
+    r = new_round()
+    for site, size in (("s1", 10.0), ("s2", 0.1), ("s3", 0.2)):
+        r.receive(site, answer(r), weights(size))
+    r.settle()
+    assert r.receive("s1", answer(r), weights(9.0)) == "the round is over"
+    state, _ = r.finish()
+    torch.testing.assert_close(state.weights["a"], torch.full((2, 2), 1.15))
+    kept = KeptUpdates(tmp_path / "updates")
+    for site in ("s1", "s2", "s3"):
+        kept.keep(site, weights(float(site[1])))
+    kept.drop("s1")
+    kept.keep("s4", weights(4.0))
+    with kept.reading() as tensor_of:
+        assert [tensor_of(site, "b")[0].item() for site in ("s2", "s3", "s4")] == [2.0, 3.0, 4.0]
+
+
 def test_a_bound_on_the_norm_is_kept_by_each_update() -> None:
     r = new_round(aggregation={"max_update_norm": 1.0})
     assert "max_update_norm" in (r.receive("s1", answer(r), weights(0.5)) or "")
