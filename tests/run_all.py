@@ -17,7 +17,6 @@ PART_LIMIT_S = 3600
 
 SLOW = ("-m", "slow", "-s", "-v")
 RUNS = ("local_run", "private_run", "template_dp", "wire", "faults")
-POLICY = ("policy_attacks", "private_restarts", "revocation")
 GATE = ("inside_attacks", "bytes_counted", "dishonest_server")
 PARTS: dict[str, list[str]] = {
     "quick": ["-m", "not slow", "-n", "2", "--dist", "loadscope", "tests"],
@@ -29,6 +28,7 @@ PARTS: dict[str, list[str]] = {
         "tests/integration/test_policy_attacks.py",
         "tests/integration/test_private_restarts.py",
         "tests/integration/test_revocation.py",
+        "tests/integration/test_versions.py",
     ],
     "gate": [*SLOW, *(f"tests/integration/test_{name}.py" for name in GATE)],
     "site": [*SLOW, "tests/integration/test_installed_site.py"],

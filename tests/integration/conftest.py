@@ -178,7 +178,7 @@ def _site_places(path: Path, state: Path) -> SitePlaces:
 def _server_path(folder: Path) -> Iterator[None]:
     """The server's process, and no other, finds `server_side`, and writes there what it hears."""
     before = os.environ.copy()
-    os.environ["PYTHONPATH"] = str(SERVER_SIDE)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (before.get("PYTHONPATH"), str(SERVER_SIDE))))
     os.environ["FEDSCAN_TEST_TAP"] = str(folder / "tap")
     try:
         yield

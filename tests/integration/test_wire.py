@@ -168,6 +168,7 @@ ANSWER = {
     r"body/__fobs_data__/DXO/meta/fedscan/(plan_digest|model_digest|ledger/mac)": r"[0-9a-f]{64}",
     r"body/__fobs_data__/DXO/meta/fedscan/run_id": r"[0-9a-f]{32}",
     r"body/__fobs_data__/DXO/meta/fedscan/round_number": r"[01]",
+    r"body/__fobs_data__/DXO/meta/fedscan/protocol": r"1",
     r"body/__fobs_data__/DXO/meta/fedscan/weight": r"1\.0",
     r"body/__fobs_data__/DXO/meta/fedscan/ledger/count": r"\d+",
     r"body/__fobs_data__/DXO/meta/fedscan/loss": r"None",

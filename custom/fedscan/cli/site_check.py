@@ -71,6 +71,9 @@ def _print(found: Sequence[Check]) -> None:
             typer.echo(f"    cure: {one.fix}")
     good = [one.name for one in found if one.level == "ok"]
     typer.echo(f"in order: {', '.join(good)}")
+    for one in found:
+        if one.level == "ok" and one.text:
+            typer.echo(f"{one.name}: {one.text}")
     errors = sum(one.level == "error" for one in shown)
     if errors:
         typer.echo(f"{errors} to mend before this site runs")

@@ -30,9 +30,10 @@ BARE_CODES = frozenset(
         "TASK_UNKNOWN",
         "UNSAFE_JOB",
         "refused by policy",
+        "refused by version",
     }
 )
-"""Return codes that may leave without an answer: NVFlare's own for a task that failed, and our one refusal."""
+"""Return codes that may leave without an answer: NVFlare's own for a task that failed, and our two refusals."""
 
 HEADERS: dict[str, str] = {
     r"cn__(from|origin)": "ME",
@@ -180,7 +181,7 @@ ADMIN_BODIES = (
     r"ok|Start the client app\.\.\.|deployed [\w-]{1,64} to SITE|Client app (already (started|stopped)|has not started)"
     r"\.|Abort signal has been sent to the (client App|current task)\.|Shutdown the client\.\.\.|"
     rf"Restart the client\.\.\.|{WITHHELD}|not authorized|invalid_request|(NVFLARE_ERROR: )?("
-    r"refused by policy|privacy scope '[\w-]{0,64}' is not allowed|BYOC not permitted|"
+    r"refused by (policy|version)|privacy scope '[\w-]{0,64}' is not allowed|BYOC not permitted|"
     r"app [\w-]{1,64} does not pass signature verification)|unsigned job rejected - signed deploy is required"
 )
 """What such an answer may say; any other text becomes WITHHELD."""

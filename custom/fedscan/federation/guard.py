@@ -25,6 +25,7 @@ from fedscan.federation.messages import (
 from fedscan.federation.passed_answer import note_passed
 from fedscan.federation.places import CLIENT_CONFIG, plan_and_submission, site_places
 from fedscan.federation.site_setup import SiteSetup
+from fedscan.federation.versions import REFUSED_BY_VERSION
 from fedscan.plan import Plan, Submission
 from fedscan.privacy import charging
 from fedscan.privacy.facts import AnswerFacts, TensorForm
@@ -35,13 +36,14 @@ _DXO_KEYS = {"kind", "data", "meta"}
 _CODES = frozenset(
     {
         REFUSED_BY_POLICY,
+        REFUSED_BY_VERSION,
         ReturnCode.TASK_ABORTED,
         ReturnCode.TASK_UNKNOWN,
         ReturnCode.BAD_TASK_DATA,
         ReturnCode.EXECUTION_EXCEPTION,
     }
 )
-_PRIVATE_CODES = frozenset({REFUSED_BY_POLICY, ReturnCode.TASK_ABORTED, ReturnCode.TASK_UNKNOWN})
+_PRIVATE_CODES = frozenset({REFUSED_BY_POLICY, REFUSED_BY_VERSION, ReturnCode.TASK_ABORTED, ReturnCode.TASK_UNKNOWN})
 
 
 class BlockedError(ValueError):

@@ -6,6 +6,9 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedscan import __version__
+from fedscan.federation.versions import PROTOCOL, other_protocol
+
 TASK_TRAIN = "train"
 REFUSED_BY_POLICY = "refused by policy"
 """All that a server learns of a refusal under a site's policy: the reasons stay at the site."""
@@ -21,9 +24,14 @@ class MessageError(ValueError):
     """A message that does not have the one allowed form. The text names fields, never values."""
 
 
+class OtherVersionError(MessageError):
+    """The other end speaks another protocol: its message is not read."""
+
+
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
+    protocol: int = Field(default=PROTOCOL, description="of the sender; whoever speaks another one does not read on")
     plan_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     run_id: str = Field(pattern=r"^[0-9a-f]{32}$")
     round_number: int = Field(ge=0)
@@ -43,6 +51,7 @@ class LedgerHead(BaseModel):
 class Task(_Message):
     """Server to site: train this model."""
 
+    fedscan: str = Field(default=__version__, pattern=r"^[0-9A-Za-z.+]{1,40}$", description="the server's version")
     deadline_s: float = Field(gt=0, description="seconds from receipt in which an answer is of use")
     ledger: LedgerHead | None = Field(default=None, description="the last that this server recorded from this site")
     revocations: str | None = Field(
@@ -76,12 +85,12 @@ _M = TypeVar("_M", bound=_Message)
 
 
 def parse_task(meta: object) -> Task:
-    """The task record in a DXO's meta. Raises MessageError."""
+    """The task record in a DXO's meta. Raises MessageError; OtherVersionError where its protocol is not ours."""
     return _parse(Task, meta, "task")
 
 
 def parse_answer(meta: object) -> Answer:
-    """The answer record in a DXO's meta. Raises MessageError."""
+    """The answer record in a DXO's meta. Raises MessageError; OtherVersionError as of a task."""
     return _parse(Answer, meta, "answer")
 
 
@@ -91,6 +100,11 @@ def parse_private_answer(meta: object) -> PrivateAnswer:
 
 
 def _parse(kind: type[_M], meta: object, what: str) -> _M:
+    ends = ("this site", "the server") if kind is Task else ("this end", "the answer")
+    if reason := other_protocol(meta, *ends):
+        raise OtherVersionError(reason)
+    if isinstance(meta, dict) and "protocol" not in meta:
+        raise MessageError(f"{what} record is malformed in: protocol")
     try:
         return kind.model_validate(meta)
     except ValidationError as error:

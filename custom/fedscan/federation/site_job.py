@@ -9,15 +9,23 @@ from pathlib import Path
 
 from nvflare.apis.fl_constant import ReturnCode
 
-from fedscan.federation import kept_answer, refusals, revocation
+from fedscan.federation import kept_answer, refusals, revocation, versions
 from fedscan.federation.answer_form import form_of
-from fedscan.federation.messages import REFUSED_BY_POLICY, Answer, MessageError, PrivateAnswer, parse_task
+from fedscan.federation.messages import (
+    REFUSED_BY_POLICY,
+    Answer,
+    MessageError,
+    OtherVersionError,
+    PrivateAnswer,
+    parse_task,
+)
 from fedscan.federation.paid_round import MARGIN_S, PaidTraining, note_received_head, wait_until
 from fedscan.federation.places import CLIENT_CONFIG, PlacesError, plan_and_submission, site_places
 from fedscan.federation.revocation import Revocations
 from fedscan.federation.site_round import RefusedError, SiteTraining
 from fedscan.federation.site_setup import SiteSetup
 from fedscan.federation.submitter import verified_submitter
+from fedscan.federation.versions import REFUSED_BY_VERSION, VersionError
 from fedscan.plan import Plan, Submission
 from fedscan.privacy.charging import Refused
 from fedscan.privacy.ledger import LedgerError
@@ -46,11 +54,14 @@ class SiteJob:
 
     @classmethod
     def open(cls, app: Path, root_ca: Path, scope_properties: object, name: str) -> SiteJob:
-        """`name` is the site's own in the federation. Raises PlacesError, SiteError, OSError."""
+        """`name` is the site's own in the federation. Raises PlacesError, SiteError, OSError; VersionError."""
         plan, submission = plan_and_submission(app / "config" / CLIENT_CONFIG)
         if submission.is_expired():
             raise PlacesError(f"the submission expired at {submission.expires}: submit the job anew")
         setup = SiteSetup.of(site_places(scope_properties))
+        if reasons := versions.unfit():
+            refusals.note(setup.state, "start", reasons, submission.run_id)
+            raise VersionError(reasons)
         if setup.site is None:
             if plan.privacy is not None:
                 raise PlacesError("the plan is private and must be charged, but this site has no ledger")
@@ -89,6 +100,9 @@ class SiteJob:
         except Refused as refused:
             self.note(refused.reasons)
             return REFUSED_BY_POLICY
+        except OtherVersionError as error:
+            self.note((str(error),))
+            return REFUSED_BY_VERSION
         except (MessageError, RefusedError, TrainerRefused) as error:
             self.note((str(error),))
             return str(ReturnCode.BAD_TASK_DATA)
@@ -113,9 +127,10 @@ class SiteJob:
             result = Ready(*training.train_until(task, weights, abort, due, note_at=due - MARGIN_S))
         except TrainerAborted:
             return str(ReturnCode.TASK_ABORTED)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the server learns one constant at the public time
+        except Exception as error:  # noqa: BLE001 - whatever it is, the server learns a constant at the public time
             self.note(error.reasons if isinstance(error, Refused) else (reason_of(error),))
-            result = REFUSED_BY_POLICY
+            # Of the two constants neither depends on data: which one it is follows from the task's first field.
+            result = REFUSED_BY_VERSION if isinstance(error, OtherVersionError) else REFUSED_BY_POLICY
         return result if wait_until(due, abort) else str(ReturnCode.TASK_ABORTED)
 
     def note(self, reasons: tuple[str, ...]) -> None:
@@ -124,18 +139,19 @@ class SiteJob:
             refusals.note(self.setup.state, "round", reasons, self.submission.run_id)
 
 
-def refuse_at_its_time(config: Path | None, abort: Callable[[], bool], came: float) -> str:
+def refuse_at_its_time(config: Path | None, abort: Callable[[], bool], came: float, *, by_version: bool = False) -> str:
     """The answer of a site that is not set up for the job it was given: under differential privacy the constant, at
-    the public time, as any refusal."""
+    the public time, as any refusal. `by_version`: its software alone is why."""
+    refusal = REFUSED_BY_VERSION if by_version else REFUSED_BY_POLICY
     if config is None:
-        return REFUSED_BY_POLICY
+        return refusal
     try:
         plan, _ = plan_and_submission(config)
     except PlacesError:
-        return REFUSED_BY_POLICY
+        return refusal
     if plan.privacy is None:
-        return str(ReturnCode.EXECUTION_EXCEPTION)
-    return REFUSED_BY_POLICY if wait_until(came + plan.privacy.answer_after_s, abort) else str(ReturnCode.TASK_ABORTED)
+        return refusal if by_version else str(ReturnCode.EXECUTION_EXCEPTION)
+    return refusal if wait_until(came + plan.privacy.answer_after_s, abort) else str(ReturnCode.TASK_ABORTED)
 
 
 def reason_of(error: Exception) -> str:

@@ -1,4 +1,5 @@
-"""What the machine gives: space on the disks that the site writes to, and how a running site was started."""
+"""What the machine gives: the software that works together, space on the disks that the site writes to, and how a
+running site was started."""
 
 from __future__ import annotations
 
@@ -7,14 +8,16 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import nvflare
 import psutil
 
-from fedscan.federation import site_processes
+import fedscan
+from fedscan.federation import site_processes, versions
 from fedscan.federation.site_findings import Check, error, warning
 from fedscan.federation.site_kit import Kit
 from fedscan.privacy.site_file import Site
 
-NAMES = ("disk", "process")
+NAMES = ("software", "disk", "process")
 ERROR_FREE_GB = 0.5
 WARN_FREE_GB = 5.0
 _READ_AT_START = ("resources.json", "authorization.json", "comm_config.json", "log_config.json")
@@ -23,6 +26,7 @@ _RESTART = "restart the site (docs/hospital-it.md)"
 
 def findings(kit: Kit, site: Site | None) -> Iterator[Check]:
     """Everything wrong with them. `site`: None while the kit is not installed."""
+    yield from _software()
     yield from _disk({"the kit": kit.folder} | ({"the state": site.state, "the store": site.store} if site else {}))
     parents = site_processes.of_kit(kit.folder).parents
     if len(parents) > 1:
@@ -30,6 +34,18 @@ def findings(kit: Kit, site: Site | None) -> Iterator[Check]:
         yield error("process", text, "stop all but one")
     for parent in parents:
         yield from _process(kit, parent)
+
+
+def _software() -> Iterator[Check]:
+    """Every job is refused while it does not fit."""
+    unfit = versions.unfit()
+    for reason in unfit:
+        yield error("software", reason, "pip install it in this Python, then `fedscan site check` again")
+    if not unfit:
+        text = (
+            f"Fedscan {fedscan.__version__} (protocol {versions.PROTOCOL}), tested with NVFlare {nvflare.__version__}"
+        )
+        yield Check("software", "ok", text)
 
 
 def _disk(places: dict[str, Path]) -> Iterator[Check]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nvflare.apis.app_validation import AppValidator
 
-from fedscan.federation import job_form, refusals, revocation
+from fedscan.federation import job_form, refusals, revocation, versions
 from fedscan.federation.messages import REFUSED_BY_POLICY
 from fedscan.federation.places import CLIENT_CONFIG
 from fedscan.federation.revocation import RevocationError, Revocations
@@ -28,19 +28,33 @@ _log = logging.getLogger(__name__)
 class SiteValidator(AppValidator):  # type: ignore[misc]
     """Takes no arguments: NVFlare would send them to everybody. All it follows is in KIT/local/site.json.
 
-    Whatever speaks against a job, the submitter reads one constant; the reasons are in the site's refusals.jsonl, and
-    the plan is kept for `fedscan site approve --list`.
+    Whatever speaks against a job, the submitter reads one constant (another one where this site's software is why,
+    whatever the job); the reasons are in the site's refusals.jsonl, and the plan is kept for `fedscan site approve
+    --list`.
     """
 
     def validate(self, app_folder: str) -> tuple[str, dict[str, Any]]:
         """An empty text where the job may run here, else the constant."""
         app = Path(app_folder).resolve()
         try:
+            if unfit := versions.unfit():
+                _note_unfit(app, unfit)
+                return versions.REFUSED_BY_VERSION, {}
             reasons = _judge(app)
         except Exception as error:  # noqa: BLE001 - whatever goes wrong here is a refusal, and its text stays here
             _log.error("a job could not be judged: %s", type(error).__name__)
             return REFUSED_BY_POLICY, {}
         return (REFUSED_BY_POLICY if reasons else ""), {}
+
+
+def _note_unfit(app: Path, reasons: tuple[str, ...]) -> None:
+    """Raises OSError."""
+    local = _kit(app) / "local"
+    try:
+        state = Site.open(local / SITE_JSON).state
+    except SiteError:
+        state = local
+    refusals.note(state, "deploy", reasons)
 
 
 def _judge(app: Path) -> tuple[str, ...]:

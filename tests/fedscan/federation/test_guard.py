@@ -20,6 +20,7 @@ from fedscan.federation.kept_answer import answer_sha256
 from fedscan.federation.messages import META_KEY, REFUSED_BY_POLICY, LedgerHead, MessageError, PrivateAnswer
 from fedscan.federation.places import SitePlaces
 from fedscan.federation.site_setup import SiteSetup
+from fedscan.federation.versions import PROTOCOL, REFUSED_BY_VERSION
 from fedscan.plan import Plan, Submission
 from fedscan.training.weights import Weights, digest, initial_weights
 
@@ -167,7 +168,9 @@ def test_a_policy_that_was_tightened_since_blocks_what_was_paid_for(paid: Paid) 
         paid.through(paid.good())
 
 
-@pytest.mark.parametrize("code", [REFUSED_BY_POLICY, ReturnCode.TASK_ABORTED, ReturnCode.TASK_UNKNOWN])
+@pytest.mark.parametrize(
+    "code", [REFUSED_BY_POLICY, REFUSED_BY_VERSION, ReturnCode.TASK_ABORTED, ReturnCode.TASK_UNKNOWN]
+)
 def test_a_refusal_leaves_as_a_return_code_and_nothing_else(paid: Paid, code: str) -> None:
     assert paid.through(make_reply(code)) == {"__headers__": {"__rc__": code}}
 
@@ -249,6 +252,7 @@ def test_without_policy_a_plain_answer_has_the_one_form_and_a_private_one_never_
     submission = Submission.new()
     weights = initial_weights(plan)
     record = {
+        "protocol": PROTOCOL,
         "plan_digest": plan.digest,
         "run_id": submission.run_id,
         "round_number": 0,

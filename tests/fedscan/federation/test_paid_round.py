@@ -22,6 +22,7 @@ from fedscan.federation.guard import fresh_reply
 from fedscan.federation.messages import META_KEY, REFUSED_BY_POLICY, LedgerHead, PrivateAnswer, Task
 from fedscan.federation.paid_round import PaidTraining
 from fedscan.federation.site_job import Ready, SiteJob
+from fedscan.federation.versions import PROTOCOL, REFUSED_BY_VERSION
 from fedscan.plan import Submission
 from fedscan.privacy.event import round_event
 from fedscan.privacy.ledger import Head
@@ -90,6 +91,7 @@ def test_a_round_is_charged_once_answered_with_constants_and_noted(site: Site) -
     assert paid.answer_sha256 == kept_answer.answer_sha256(answer, update)
     assert ledger.contains(Head(answer.ledger.count, answer.ledger.mac))
     assert set(answer.model_dump()) == {
+        "protocol",
         "plan_digest",
         "run_id",
         "round_number",
@@ -296,6 +298,23 @@ def test_a_refusal_is_one_constant_at_the_same_time_and_its_reason_stays(
     assert training._trainer.pid is None, "no child was started"
     assert not hospital.site.open_ledger().events(), "nothing was charged"
     assert not (training.folder / "trained.safetensors").exists(), "nothing was trained"
+    training.stop()
+
+
+@pytest.mark.parametrize("protocol", [PROTOCOL - 1, PROTOCOL + 1, True, "1", None])
+def test_a_task_of_another_protocol_is_refused_at_the_public_time_and_costs_nothing(
+    tmp_path: Path, make_hospital: Callable[..., Any], submitter: Any, soon: Any, protocol: object
+) -> None:
+    hospital = make_hospital(tmp_path / "site", "max_epsilon=100", plan=soon, admit=False).admit()
+    training = PaidTraining(hospital.setup, hospital.plan, hospital.submission, "hosp-a", submitter)
+    job = SiteJob(hospital.plan, hospital.submission, hospital.setup, training)
+    # What a later protocol says beside it is not read.
+    record = hospital.task().model_dump(mode="json") | {"protocol": protocol, "later": "field"}
+    came = time.monotonic()
+    assert job.answer(record, hospital.weights, NEVER, came) == REFUSED_BY_VERSION
+    assert time.monotonic() - came >= ANSWER_SOON_S
+    assert "speaks Fedscan protocol" in (hospital.setup.state / "refusals.jsonl").read_text()
+    assert not hospital.site.open_ledger().events(), "nothing was charged"
     training.stop()
 
 

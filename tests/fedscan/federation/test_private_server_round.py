@@ -49,7 +49,7 @@ def new_round(heads: SiteHeads, **changes: Any) -> ServerRound:
 
 
 def answer(r: ServerRound, site: str, count: int = 5, **changes: Any) -> dict[str, Any]:
-    meta = r.task(site).model_dump(exclude={"deadline_s", "ledger", "revocations"})
+    meta = r.task(site).model_dump(exclude={"fedscan", "deadline_s", "ledger", "revocations"})
     return meta | {"weight": {"s1": 100.0, "s2": 300.0}[site], "ledger": {"count": count, "mac": MAC}} | changes
 
 
@@ -112,7 +112,7 @@ def test_a_noised_loss_is_recorded_where_the_plan_asks_for_one(heads: SiteHeads)
 
 def test_a_plain_answer_is_none_of_a_private_round(heads: SiteHeads) -> None:
     r = new_round(heads)
-    plain = r.task("s1").model_dump(exclude={"deadline_s", "ledger", "revocations"}) | {
+    plain = r.task("s1").model_dump(exclude={"fedscan", "deadline_s", "ledger", "revocations"}) | {
         "examples": 10,
         "patients": 2,
         "steps": 3,

@@ -33,7 +33,7 @@ def new_round(**changes: Any) -> ServerRound:
 
 
 def answer(r: ServerRound, **changes: Any) -> dict[str, Any]:
-    meta = r.task("a").model_dump(exclude={"deadline_s", "ledger", "revocations"})
+    meta = r.task("a").model_dump(exclude={"fedscan", "deadline_s", "ledger", "revocations"})
     return (
         meta
         | {"examples": 10, "patients": 2, "steps": 3, "loss": 0.5, "seconds": 1.0}
@@ -114,6 +114,10 @@ def test_a_bad_update_is_refused_with_its_reason_and_the_round_goes_on(kind: str
         ({"plan_digest": "f" * 64}, "another plan"),
         ({"run_id": "f" * 32}, "another run"),
         ({"model_digest": "f" * 64}, "another model"),
+        ({"protocol": 0}, "protocol 0, this end 1"),
+        ({"protocol": 2, "of a later": "field"}, "protocol 2, this end 1"),
+        ({"protocol": 1.0}, "an unknown one"),
+        ({"protocol": "9\nrefused"}, "an unknown one"),
         ({"examples": 0}, "examples"),
         ({"examples": 10**6 + 0.5}, "examples"),
         ({"loss": math.nan}, "loss"),

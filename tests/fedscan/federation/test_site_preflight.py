@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fedscan.federation import kit_files, site_preflight, site_symptoms
+from fedscan.federation import kit_files, site_preflight, site_symptoms, versions
 from fedscan.federation.site_findings import Check
 from fedscan.federation.site_kit import KitError
 from fedscan.privacy.event import Event
@@ -291,6 +291,11 @@ def test_disks_that_are_full(installed: Path, monkeypatch: pytest.MonkeyPatch) -
     for free, level in ((4e9, "warning"), (1e8, "error")):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=int(free)))
         assert beyond(installed) == {("disk", level)}
+
+
+def test_software_that_is_not_tested(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "TESTED_NVFLARE", ("2.8.0",))
+    assert beyond(installed) == {("software", "error")}
 
 
 LIVE = """

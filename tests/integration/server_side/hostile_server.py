@@ -15,6 +15,7 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from fedscan.federation import messages
 from fedscan.federation.job.controller import DiffusionFedAvg
 from fedscan.federation.server_round import RunStoppedError
+from fedscan.federation.versions import PROTOCOL
 from fedscan.training.weights import digest
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
@@ -52,6 +53,7 @@ class HostileFedAvg(DiffusionFedAvg):
 
     def _ask(self, name: str, task_name: str, targets: list[str], data: FLModel, change: Change) -> None:
         record = {
+            "protocol": PROTOCOL,
             "plan_digest": self.job.plan.digest,
             "run_id": self.job.submission.run_id,
             "round_number": self.state.rounds_done,

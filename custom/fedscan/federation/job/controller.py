@@ -17,7 +17,7 @@ from nvflare.app_common.workflows.fedavg import FedAvg
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
-from fedscan.federation import job_results, messages, records, round_feed
+from fedscan.federation import job_results, messages, records, round_feed, versions
 from fedscan.federation.job.persistor import CheckpointPersistor
 from fedscan.federation.kept_updates import KeptUpdates
 from fedscan.federation.run_start import write_model
@@ -106,6 +106,7 @@ class DiffusionFedAvg(FedAvg):
     def _run_alone(self) -> None:
         job_results.begin(self.job)
         try:
+            self._stop_if_unfit()
             super().run()
         except (RunStoppedError, CheckpointError) as error:
             self._end("stopped", str(error), has_model=self._state is not None and self._state.rounds_done > 0)
@@ -113,6 +114,10 @@ class DiffusionFedAvg(FedAvg):
         if self.state.rounds_done >= self.job.plan.rounds:
             self._end("finished", has_model=True)
             self._tell_complete()
+
+    def _stop_if_unfit(self) -> None:
+        if reasons := versions.unfit():
+            raise RunStoppedError(f"the server's software: {'; '.join(reasons)}")
 
     def _end(self, event: records.Event, reason: str | None = None, *, has_model: bool) -> None:
         if has_model:
@@ -203,10 +208,15 @@ class DiffusionFedAvg(FedAvg):
     ) -> bool:
         code = result.get_return_code()
         if code and code != ReturnCode.OK and self._round is not None and not is_unknown_task:
-            private = self.job.plan.privacy is not None
-            self._round.refuse(client_name, messages.REFUSED_BY_POLICY if private else f"site answered {code}")
+            self._round.refuse(client_name, self._why(str(code)))
         accepted: bool = super()._accept_train_result(client_name, result, fl_ctx, is_unknown_task)
         return accepted and not is_unknown_task
+
+    def _why(self, code: str) -> str:
+        """What a return code without answer says of a site."""
+        if code == versions.REFUSED_BY_VERSION:
+            return versions.refused_by_site()
+        return f"site answered {code}" if self.job.plan.privacy is None else messages.REFUSED_BY_POLICY
 
     def _aggregate_one_result(self, result: FLModel) -> bool:
         if self._round is None:

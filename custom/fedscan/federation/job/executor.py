@@ -19,6 +19,7 @@ from fedscan.federation import messages, site_job
 from fedscan.federation.message_count import count_messages
 from fedscan.federation.places import CLIENT_CONFIG, PlacesError
 from fedscan.federation.site_job import SiteJob
+from fedscan.federation.versions import VersionError
 from fedscan.privacy.site_file import SiteError
 from fedscan.training.trainer_replies import TrainerDied
 
@@ -35,6 +36,7 @@ class DiffusionExecutor(Executor):
         fobs.register(TensorDecomposer)
         self._job: SiteJob | None = None
         self._config: Path | None = None
+        self._unfit = False
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Counts outgoing messages from the start of the run; ends the trainer at its end."""
@@ -45,7 +47,8 @@ class DiffusionExecutor(Executor):
                 count_messages(fl_ctx, self._job.training.wall)
                 fl_ctx.get_engine().register_aux_message_handler(messages.TOPIC_COMPLETE, self._complete)
                 self._job.warm_up()
-            except (PlacesError, SiteError, TrainerDied, OSError) as error:
+            except (PlacesError, SiteError, TrainerDied, OSError, VersionError) as error:
+                self._unfit = isinstance(error, VersionError)
                 self.log_error(fl_ctx, f"this site is not set up for the job: {type(error).__name__}")
                 self._job = None
         elif event_type == EventType.END_RUN and self._job is not None:
@@ -61,7 +64,7 @@ class DiffusionExecutor(Executor):
             return bool(abort_signal.triggered)
 
         if self._job is None:
-            return make_reply(site_job.refuse_at_its_time(self._config, abort, came))
+            return make_reply(site_job.refuse_at_its_time(self._config, abort, came, by_version=self._unfit))
         try:
             dxo = from_shareable(shareable)
             record, weights = (dxo.meta or {}).get(messages.META_KEY), dict(dxo.data)
