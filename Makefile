@@ -7,7 +7,7 @@ TORCH := 2.13.0
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-.PHONY: help setup check test test-all demo federation lock sbom clean
+.PHONY: help setup check test test-all audit demo federation lock sbom clean
 
 help: ## what each verb does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ test: $(STAMP) ## the tests that fit in 12 minutes on two cores
 
 test-all: $(STAMP) ## the long tests too, in parts that can be resumed (a part that passed is not run again; RESTART=1 runs all)
 	$(BIN)/python tests/run_all.py $(if $(RESTART),--restart)
+
+audit: $(STAMP) ## known vulnerabilities of what is installed, unsafe code of ours
+	$(BIN)/python tests/audit.py
 
 demo: $(STAMP) ## three hospitals, one model, 64 synthetic slices, one report (8 minutes on two cores)
 	$(BIN)/fedscan demo --out demo

@@ -37,7 +37,10 @@ PARTS: dict[str, list[str]] = {
     "kills": [*SLOW, "tests/integration/test_kills.py", "tests/integration/test_private_federation_kills.py"],
     "private-kills": [*SLOW, "tests/integration/test_private_kills.py"],
 }
-NO_TESTS = 5
+COMMANDS: dict[str, list[str]] = {"audit": ["tests/audit.py"]}
+"""Parts that are no tests: scripts, for this Python."""
+NO_TESTS, NOT_CHECKED = 5, 3
+"""Of pytest; of a script that could not look at everything: it has said what."""
 
 
 def content_digest() -> str:
@@ -50,22 +53,23 @@ def content_digest() -> str:
     return digest.hexdigest()
 
 
-def run_part(name: str, arguments: list[str], digest: str) -> bool:
-    """Runs one part unless it has passed with this content."""
+def run_part(name: str, command: list[str], digest: str) -> bool:
+    """Runs one part unless it has passed with this content. What could not be looked at is tried again next time."""
     mark = STATE / name
     if mark.exists() and mark.read_text() == digest:
         print(f"{name}: passed before", flush=True)
         return True
     started = time.monotonic()
-    print(f"{name}: pytest {' '.join(arguments)}", flush=True)
+    print(f"{name}: {' '.join(command)}", flush=True)
     try:
-        status = subprocess.run(
-            [sys.executable, "-m", "pytest", *arguments], cwd=ROOT, timeout=PART_LIMIT_S, check=False
-        ).returncode
+        status = subprocess.run([sys.executable, *command], cwd=ROOT, timeout=PART_LIMIT_S, check=False).returncode
     except subprocess.TimeoutExpired:
         print(f"{name}: stopped at the limit of {PART_LIMIT_S} s", flush=True)
         return False
-    passed = status in (0, NO_TESTS)
+    if name in COMMANDS and status == NOT_CHECKED:
+        print(f"{name}: found nothing, but NOT ALL WAS CHECKED: see above", flush=True)
+        return True
+    passed = status == 0 or (name in PARTS and status == NO_TESTS)
     print(f"{name}: {'passed' if passed else 'FAILED'} in {time.monotonic() - started:.0f} s", flush=True)
     if passed:
         mark.write_text(digest)
@@ -79,7 +83,8 @@ def main() -> int:
         for mark in STATE.iterdir():
             mark.unlink()
     digest = content_digest()
-    results = {name: run_part(name, arguments, digest) for name, arguments in PARTS.items()}
+    commands = {**COMMANDS, **{name: ["-m", "pytest", *arguments] for name, arguments in PARTS.items()}}
+    results = {name: run_part(name, command, digest) for name, command in commands.items()}
     return 0 if all(results.values()) else 1
 
 

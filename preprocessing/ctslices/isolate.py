@@ -40,7 +40,7 @@ class Child:
         their_requests, self._requests = os.pipe()
         self._replies, their_replies = os.pipe()
         self.owner = os.getpid()
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # nosec B603 # this Python, our own module, two numbers
             # -P: a module in the working folder, which may be the export, must not be imported
             [sys.executable, "-P", "-m", "ctslices.decoder_process", str(their_requests), str(their_replies)],
             pass_fds=(their_requests, their_replies),

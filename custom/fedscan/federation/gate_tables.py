@@ -41,7 +41,7 @@ HEADERS: dict[str, str] = {
     r"cn__channel|cn__topic|sm__ch|sm__tp": r"[\w.:]{1,100}",
     r"cn__msg_type": "req|reply",
     r"cn__payload_encoding|sm__pe": "bytes|fobs|none",
-    r"cn__(req_id(\[\])?|msg_root_id)|sm__ri|nonce|__token__": "UUID|",
+    r"cn__(req_id(\[\])?|msg_root_id)|sm__ri|nonce|__token__": "UUID|",  # nosec B105 # a pattern
     r"cn__route\[\]\[\]": r"SITE(\.JOB)?|TIME",
     r"cn__(reply_expected|secure|optional|server_transit_required|pass_through)|sm__(rs|op)": "True|False",
     r"cn__(payload_len|clear_payload_len|msg_root_ttl)|sm__(id|sz|dt|sq|os|cs|ws|ai|mp)": "SIZE|TIME",
@@ -51,7 +51,7 @@ HEADERS: dict[str, str] = {
     r"sm__et": r"[A-Za-z]{1,40}",
     r"client_name|cn": "SITE",
     r"ssid": "NA|UUID",
-    r"__token_signature__": r"[A-Za-z0-9+/=]{1,1024}",
+    r"__token_signature__": r"[A-Za-z0-9+/=]{1,1024}",  # nosec B105 # a pattern
     r"project_name": r"[\w.@ -]{1,64}",
     r"client_type": "regular",
     r"client_ip": r"[0-9a-fA-F.:]{1,45}",
@@ -146,7 +146,7 @@ _REPLY = {
     r"body/__fobs_data__/data/headers/_rtnCode": "_ok|_error",
     r"body/__fobs_data__/data/body": "ADMIN_BODY",
     r"body/__fobs_data__/data/body/__fobs_data__/__headers__/_is_resource_enough": "True|False",
-    r"body/__fobs_data__/data/body/__fobs_data__/__headers__/_resource_reserve_token": "UUID|",
+    r"body/__fobs_data__/data/body/__fobs_data__/__headers__/_resource_reserve_token": "UUID|",  # nosec B105 # a pattern
     r"body/__fobs_data__/data/body/__fobs_data__/\{\}": "",
     r"body/__fobs_data__/data/body/__fobs_data__/__headers__/\{\}": "",
     r"body/__fobs_data__/data/body/__fobs_data__/__headers__/__rc__": _CODES,

@@ -66,7 +66,7 @@ def _spawn(kit: Path, command: list[str], env: dict[str, str]) -> subprocess.Pop
     """With its words in KIT/console.log, in a session of its own, and no longer alive than this process."""
     opened = os.open(kit / "console.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(opened, "ab") as console:
-        return subprocess.Popen(
+        return subprocess.Popen(  # nosec B603 # this Python or a kit's checked script, no shell
             command,
             cwd=kit,
             env=env,

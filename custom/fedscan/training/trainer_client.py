@@ -215,7 +215,7 @@ class Trainer:
         big = log.exists() and log.stat().st_size > LOG_BYTES
         flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if big else os.O_APPEND)
         with os.fdopen(os.open(log, flags, 0o600), "wb") as stderr:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # nosec B603 # this Python and our own module, no shell
                 [sys.executable, "-P", "-m", "fedscan.training.trainer"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
