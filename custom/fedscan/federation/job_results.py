@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+from ctslices.files import write_whole
 from fedscan.federation import job_folder, records, verdict
 from fedscan.federation.server_job import ServerJob
 from fedscan.training import checkpoints
@@ -14,6 +15,9 @@ from fedscan.training import checkpoints
 ROUNDS = "rounds.jsonl"
 MODEL = "model.safetensors"
 CHECKPOINTS = "checkpoints"
+_ROOM = ".room"
+ROOM_BYTES = 256 * 1024
+"""Kept free in a run's folder while it runs: on a full disk its last record and verdict go there."""
 _log = logging.getLogger(__name__)
 
 
@@ -37,8 +41,14 @@ def publish(job: ServerJob, *, at_end: bool = False) -> None:
 
 
 def begin(job: ServerJob) -> None:
-    """A run that goes on has no verdict yet."""
+    """A run that goes on has no verdict yet. Raises OSError where there is no room even for its records."""
     job.verdict_file.unlink(missing_ok=True)
+    write_whole(job.run_folder / _ROOM, bytes(ROOM_BYTES), mode=0o600)
+
+
+def give_room(job: ServerJob) -> None:
+    """For what must still be written when the disk is full: takes away what only fills it."""
+    (job.run_folder / _ROOM).unlink(missing_ok=True)
 
 
 def write_verdict(job: ServerJob, *, has_model: bool) -> None:

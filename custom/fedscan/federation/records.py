@@ -63,7 +63,9 @@ def append(path: Path, record: RoundRecord) -> None:
         end = os.lseek(descriptor, 0, os.SEEK_END)
         if end and os.pread(descriptor, 1, end - 1) != b"\n":
             line = "\n" + line
-        os.write(descriptor, line.encode())
+        data = line.encode()
+        while data:  # a disk that is nearly full takes a part, and refuses the rest aloud
+            data = data[os.write(descriptor, data) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

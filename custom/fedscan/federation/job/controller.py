@@ -104,20 +104,30 @@ class DiffusionFedAvg(FedAvg):
             raise RunStoppedError("another job of this run is at work") from None
 
     def _run_alone(self) -> None:
-        job_results.begin(self.job)
         try:
-            self._stop_if_unfit()
+            job_results.begin(self.job)
             super().run()
+            if self.state.rounds_done >= self.job.plan.rounds:
+                self._end("finished", has_model=True)
         except (RunStoppedError, CheckpointError) as error:
-            self._end("stopped", str(error), has_model=self._state is not None and self._state.rounds_done > 0)
+            self._stop(str(error))
             raise
+        except OSError as error:
+            reason = f"the server cannot write ({error.strerror or type(error).__name__})"
+            self._stop(reason)
+            raise RunStoppedError(reason) from None
+        finally:
+            job_results.give_room(self.job)
         if self.state.rounds_done >= self.job.plan.rounds:
-            self._end("finished", has_model=True)
             self._tell_complete()
 
-    def _stop_if_unfit(self) -> None:
-        if reasons := versions.unfit():
-            raise RunStoppedError(f"the server's software: {'; '.join(reasons)}")
+    def _stop(self, reason: str) -> None:
+        """With the last good model where there is one and room for it; the reason is noted on a full disk, too."""
+        try:
+            self._end("stopped", reason, has_model=self._state is not None and self._state.rounds_done > 0)
+        except OSError:
+            job_results.give_room(self.job)
+            self._end("stopped", reason, has_model=False)
 
     def _end(self, event: records.Event, reason: str | None = None, *, has_model: bool) -> None:
         if has_model:
@@ -248,7 +258,11 @@ class DiffusionFedAvg(FedAvg):
             self._append(self._record)
 
     def _append(self, record: records.RoundRecord) -> None:
-        records.append(self.job.rounds_file, record)
+        try:
+            records.append(self.job.rounds_file, record)
+        except OSError:
+            job_results.give_room(self.job)
+            records.append(self.job.rounds_file, record)
         job_results.publish(self.job)
 
     def persist(self, state: Checkpoint) -> None:
