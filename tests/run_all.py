@@ -29,6 +29,7 @@ PARTS: dict[str, list[str]] = {
         "tests/integration/test_private_restarts.py",
         "tests/integration/test_revocation.py",
         "tests/integration/test_versions.py",
+        "tests/integration/test_server_clean.py",
     ],
     "gate": [*SLOW, *(f"tests/integration/test_{name}.py" for name in GATE)],
     "site": [*SLOW, "tests/integration/test_installed_site.py"],

@@ -13,7 +13,8 @@ from fedscan.cli.output import fail, print_json
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="At the coordinator: where the server keeps runs and models, and which models plans may start from.",
+    help="At the coordinator: where the server keeps runs and models and for how long, which models plans may start "
+    "from, and who is revoked.",
 )
 
 ServerKit = Annotated[
@@ -49,6 +50,39 @@ def add_model(
         print_json({"sha256": done.sha256, "path": str(done.path), "new": done.new})
     else:
         typer.echo(f"{done.sha256}: {'on the shelf now' if done.new else 'was on the shelf already'}")
+
+
+@app.command("clean")
+def clean(
+    kit: ServerKit,
+    runs_days: Annotated[
+        float | None, typer.Option("--runs-days", min=0.0, help="Keep runs for so many days; else server.json's.")
+    ] = None,
+    jobs_days: Annotated[
+        float | None,
+        typer.Option("--jobs-days", min=0.0, help="Keep NVFlare's copies of jobs so long; else server.json's."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what old runs and jobs left, as `retention` in KIT/local/server.json says. Nothing that is at work.
+
+    Of a run its verdict and the sites' ledger heads stay. Says what is kept, and why. The server need not be stopped;
+    site_configs/systemd has a timer.
+
+    Example: `fedscan server clean --kit prod_00/server.example.org --dry-run`
+    """
+    from fedscan.cli.site_doctor import tell_cleaned
+    from fedscan.federation import server_clean, server_shelf
+
+    try:
+        days = server_clean.with_days(server_shelf.places_of(kit).retention, runs_days, jobs_days)
+        cleaned = server_clean.clean(kit, days, dry_run=dry_run)
+    except server_shelf.ShelfError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error.strerror} ({error.filename}): the same command goes on")
+    tell_cleaned(cleaned, dry_run, as_json)
 
 
 @app.command("places")

@@ -12,7 +12,7 @@ from fedscan.cli.site import AsJson
 from fedscan.cli.site_install import KitArgument
 
 if TYPE_CHECKING:
-    from fedscan.federation.site_clean import Cleaned, Item
+    from fedscan.federation.retention import Cleaned, Item
     from fedscan.federation.site_doctor import Diagnosis, Seen
 
 
@@ -89,8 +89,9 @@ def _local(at: datetime | None) -> str:
 def clean(
     kit: KitArgument,
     keep_days: Annotated[
-        float, typer.Option("--keep-days", min=0.0, help="Keep what was finished within so many days.")
-    ] = 30.0,
+        float | None,
+        typer.Option("--keep-days", min=0.0, help="Keep what was finished within so many days; else site.json's."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, remove nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -109,10 +110,11 @@ def clean(
         fail(str(error))
     except OSError as error:
         fail(f"{error.strerror} ({error.filename}): the same command goes on")
-    _tell(cleaned, dry_run, as_json)
+    tell_cleaned(cleaned, dry_run, as_json)
 
 
-def _tell(cleaned: Cleaned, dry_run: bool, as_json: bool) -> None:
+def tell_cleaned(cleaned: Cleaned, dry_run: bool, as_json: bool) -> None:
+    """What went or would go, what is kept, and why."""
     if as_json:
         lists = {"removed": cleaned.removed, "kept": cleaned.kept}
         print_json({name: [_item(one) for one in items] for name, items in lists.items()} | {"dry_run": dry_run})

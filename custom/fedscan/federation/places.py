@@ -46,6 +46,19 @@ class SitePlaces(BaseModel):
         return self
 
 
+class Retention(BaseModel):
+    """How long a server keeps what runs and jobs leave (`fedscan server clean`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    runs_days: float = Field(
+        default=365.0, ge=0.0, le=36_500.0, description="a run's model, records and checkpoints, from its last change"
+    )
+    jobs_days: float = Field(
+        default=30.0, ge=0.0, le=36_500.0, description="NVFlare's copies of jobs and of results to be downloaded"
+    )
+
+
 class ServerPlaces(BaseModel):
     """KIT/local/server.json of the server."""
 
@@ -55,6 +68,7 @@ class ServerPlaces(BaseModel):
         min_length=1, description="where a run's records go; `{run_id}` stands for the run's id, else it is for one run"
     )
     shelf: Path = Field(description="folder of model files that a plan may name by SHA-256: SHA256.safetensors")
+    retention: Retention = Field(default_factory=Retention, description="how long runs and jobs are kept")
     stamps: tuple[str, ...] = Field(default=(), description="what every output of a run here must say of it")
 
     def run(self, run_id: str) -> Path:

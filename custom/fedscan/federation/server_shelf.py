@@ -42,7 +42,11 @@ def set_places(server_kit: Path, folder: Path) -> ServerPlaces:
     """
     _check(server_kit)
     folder = folder.resolve()
-    made = ServerPlaces(run_folder=str(folder / "runs" / "{run_id}"), shelf=folder / "shelf")
+    own = {"run_folder": str(folder / "runs" / "{run_id}"), "shelf": folder / "shelf"}
+    try:  # how long runs are kept, and what their outputs must say, go with them
+        made = places.server_places(server_kit / "local").model_copy(update=own)
+    except PlacesError:
+        made = ServerPlaces.model_validate(own)
     for place in (folder, folder / "runs", folder / "shelf"):
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = server_kit / "local" / SERVER_FILE

@@ -3,59 +3,33 @@ never; of a run's training state and answers what no submission can ask for agai
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
-import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fedscan.federation import kept_answer, site_processes
+from fedscan.federation import kept_answer, retention, site_processes
 from fedscan.federation.places import CLIENT_CONFIG, PlacesError, plan_and_submission
+from fedscan.federation.retention import KEEP_DAYS, Cleaned, Item, item
 from fedscan.federation.site_kit import Kit
 from fedscan.privacy.site_file import Site, SiteError
-
-KEEP_DAYS = 30.0
-YOUNG_S = 3600.0
-"""A job that was touched within an hour may be on its way to a process of its own."""
-_JOB = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")
-_RUN = re.compile(r"^[0-9a-f]{32}$")
-_GOING = ".removing-"
-
-
-@dataclass(frozen=True)
-class Item:
-    """A folder, how much it holds, and why it goes or stays."""
-
-    path: Path
-    what: str
-    megabytes: float
-    why: str
-
-
-@dataclass(frozen=True)
-class Cleaned:
-    """What went (or would), and what is kept."""
-
-    removed: tuple[Item, ...]
-    kept: tuple[Item, ...]
 
 
 def job_folders(kit: Path) -> list[Path]:
     """Run folders of NVFlare's jobs in a kit, by name. Links are none."""
-    return sorted(path for path in kit.iterdir() if _JOB.fullmatch(path.name) and _is_folder(path))
+    return retention.folders(kit, retention.JOB)
 
 
-def clean(folder: Path, keep_days: float = KEEP_DAYS, *, dry_run: bool = False, now: float | None = None) -> Cleaned:
-    """Removes what was finished more than `keep_days` ago; `now` in seconds of the epoch. Raises KitError, OSError.
+def clean(folder: Path, keep_days: float | None = None, *, dry_run: bool = False, now: float | None = None) -> Cleaned:
+    """Removes what was finished more than `keep_days` ago (None: those of site.json); `now` in seconds of the epoch.
 
-    Each folder goes whole: it is renamed first, so that what a stopped command left is no job to anybody, and goes
-    with the next.
+    Each folder goes whole. Raises KitError, OSError.
     """
     kit = Kit.open(folder)
+    if keep_days is None:
+        site = _site(kit)
+        keep_days = KEEP_DAYS if site is None else site.file.keep_days
     now = time.time() if now is None else now
     live = {job for job, _ in site_processes.of_kit(kit.folder).jobs}
     judged = [_judge_job(path, live, keep_days, now) for path in job_folders(kit.folder)]
@@ -63,17 +37,17 @@ def clean(folder: Path, keep_days: float = KEEP_DAYS, *, dry_run: bool = False, 
     if not dry_run:
         for left in _leftovers(kit):
             shutil.rmtree(left)
-        for goes, item in judged:
+        for goes, one in judged:
             if goes:
-                _remove(item.path)
-    removed = tuple(item for goes, item in judged if goes)
-    kept = tuple(item for goes, item in judged if not goes)
+                retention.remove(one.path)
+    removed = tuple(one for goes, one in judged if goes)
+    kept = tuple(one for goes, one in judged if not goes)
     return Cleaned(removed, (*kept, *_always(kit)))
 
 
 def _judge_job(path: Path, live: set[str], keep_days: float, now: float) -> tuple[bool, Item]:
-    goes, why = _verdict(path.name in live, path, keep_days, now)
-    return goes, Item(path, "folder of a job", _megabytes(path), why)
+    goes, why = retention.verdict(path.name in live, path, keep_days, now)
+    return goes, item(path, "folder of a job", why)
 
 
 def _judge_runs(kit: Kit, live: set[str], keep_days: float, now: float) -> list[tuple[bool, Item]]:
@@ -84,24 +58,12 @@ def _judge_runs(kit: Kit, live: set[str], keep_days: float, now: float) -> list[
     live_runs = {_run_of(kit.folder / job, kit.site) for job in live}
     unknown = None in live_runs
     judged = []
-    for path in sorted(path for path in site.state.iterdir() if _RUN.fullmatch(path.name) and _is_folder(path)):
-        goes, why = _verdict(unknown or path.name in live_runs, path, keep_days, now)
+    for path in retention.folders(site.state, retention.RUN):
+        goes, why = retention.verdict(unknown or path.name in live_runs, path, keep_days, now)
         if goes and _has_answer(path, now):
             goes, why = False, "its submission has not expired: the kept answer may be asked for again"
-        judged.append((goes, Item(path, "training state and kept answer of a run", _megabytes(path), why)))
+        judged.append((goes, item(path, "training state and kept answer of a run", why)))
     return judged
-
-
-def _verdict(is_live: bool, path: Path, keep_days: float, now: float) -> tuple[bool, str]:
-    if is_live:
-        return False, "it runs"
-    age_s = now - _newest_s(path)
-    if age_s < YOUNG_S:
-        return False, "it was touched within the last hour"
-    days = age_s / 86400
-    if days < keep_days:
-        return False, f"finished {days:.1f} days ago, kept for {keep_days:g}"
-    return True, f"finished {days:.1f} days ago"
 
 
 def _has_answer(path: Path, now: float) -> bool:
@@ -132,7 +94,7 @@ def _always(kit: Kit) -> Iterator[Item]:
             (site.state / "approvals", "approvals", "until they are withdrawn"),
             (site.state / "refused", "refused plans", "the last 64"),
         ]
-    yield from (Item(path, what, _megabytes(path), why) for path, what, why in places if path.exists())
+    yield from (item(path, what, why) for path, what, why in places if path.exists())
 
 
 def _site(kit: Kit) -> Site | None:
@@ -145,31 +107,4 @@ def _site(kit: Kit) -> Site | None:
 def _leftovers(kit: Kit) -> list[Path]:
     site = _site(kit)
     folders = [kit.folder, *([site.state] if site is not None and site.state.is_dir() else [])]
-    return [path for folder in folders for path in folder.glob(f"{_GOING}*") if _is_folder(path)]
-
-
-def _remove(path: Path) -> None:
-    going = path.with_name(f"{_GOING}{path.name}")
-    os.rename(path, going)
-    shutil.rmtree(going)
-
-
-def _is_folder(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink()
-
-
-def _files(path: Path) -> Iterator[os.stat_result]:
-    """Of a folder, itself and all below it; of a file, itself. Links are not followed."""
-    yield path.lstat()
-    if _is_folder(path):
-        for root, folders, files in os.walk(path):
-            for name in (*folders, *files):
-                yield (Path(root) / name).lstat()
-
-
-def _megabytes(path: Path) -> float:
-    return sum(about.st_size for about in _files(path) if stat.S_ISREG(about.st_mode)) / 1e6
-
-
-def _newest_s(path: Path) -> float:
-    return max(about.st_mtime for about in _files(path))
+    return [path for one in folders for path in retention.leftovers(one)]

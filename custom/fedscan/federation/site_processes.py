@@ -11,8 +11,9 @@ from pathlib import Path
 
 import psutil
 
-_PARENT = "nvflare.private.fed.app.client.client_train"
-_JOB = "nvflare.private.fed.app.client.worker_process"
+_APP = "nvflare.private.fed.app"
+_SITE = (f"{_APP}.client.client_train", f"{_APP}.client.worker_process")
+_SERVER = (f"{_APP}.server.server_train", f"{_APP}.server.runner_process")
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,23 @@ class Running:
 
 def of_kit(kit: Path) -> Running:
     """NVFlare's client processes whose workspace (`-m`) is this kit, links followed."""
+    return _of(kit, *_SITE)
+
+
+def of_server(kit: Path) -> Running:
+    """The same of a server's kit."""
+    return _of(kit, *_SERVER)
+
+
+def _of(kit: Path, parent: str, job: str) -> Running:
     wanted = kit.resolve()
     parents, jobs = [], []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             command = process.cmdline()
-            if _PARENT in command and _workspace(command, _PARENT) == wanted:
+            if parent in command and _workspace(command, parent) == wanted:
                 parents.append(process)
-            elif _JOB in command and _workspace(command, _JOB) == wanted:
+            elif job in command and _workspace(command, job) == wanted:
                 jobs.append((_after(command, ("-n", "--job_id")), process))
     return Running(tuple(parents), tuple(jobs))
 

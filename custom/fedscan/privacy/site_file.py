@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from fedscan.plan_form import Part
+from fedscan.plan_form import Float, Part
 from fedscan.privacy.ledger import Ledger
 from fedscan.privacy.limits import Limits
 from fedscan.privacy.own_files import OwnFileError, read_key, read_object
@@ -47,6 +47,9 @@ class SiteFile(Part):
     )
     policy: Place = Field(description="the site's policy")
     state: Place = Field(description="folder for used nonces, approvals, refused plans and training state")
+    keep_days: Float = Field(
+        default=30.0, ge=0.0, le=36_500.0, description="finished jobs and runs are kept so long (`fedscan site clean`)"
+    )
     limits: Limits = Field(default_factory=Limits, description="cores, memory, GPU, quiet hours")
 
 

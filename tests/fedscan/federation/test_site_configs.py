@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from fedscan.cli.main import app
 
 UNITS = ("fedscan-server@.service", "fedscan-site@.service")
 INSTRUCTIONS = {"FROM", "ARG", "WORKDIR", "RUN", "COPY", "USER", "ENV", "STOPSIGNAL", "ENTRYPOINT"}
@@ -44,6 +48,39 @@ def test_a_unit_starts_the_kit_itself_with_the_least_rights(unit: Path) -> None:
     }
     assert {key: found[key] for key in wanted} == {key: [value] for key, value in wanted.items()}
     assert {"CPUQuota", "MemoryMax", "TasksMax"} <= found.keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "command"), [("site", "site clean /srv/fedscan/%i"), ("server", "server clean --kit /srv/fedscan/%i")]
+)
+def test_a_timer_cleans_each_day_with_the_rights_of_the_service(repository: Path, kind: str, command: str) -> None:
+    folder = repository / "site_configs" / "systemd"
+    found = _settings(folder / f"fedscan-clean-{kind}@.service")
+    own = _settings(folder / f"fedscan-{kind}@.service")
+    assert found["ExecStart"] == [f"/opt/fedscan/.venv/bin/fedscan {command}"]
+    assert found["RestrictAddressFamilies"] == ["AF_UNIX"], "no network to clean a folder"
+    same = ("User", "NoNewPrivileges", "ProtectSystem", "ReadWritePaths", "CapabilityBoundingSet", "UMask", "LimitCORE")
+    assert {key: found[key] for key in same} == {key: own[key] for key in same}
+    assert _settings(folder / f"fedscan-clean-{kind}@.timer")["OnCalendar"] == ["daily"]
+    done = CliRunner().invoke(app, [*command.split()[:2], "--help"])
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+@pytest.mark.parametrize("kind", ["site", "server"])
+def test_systemd_takes_the_timers(repository: Path, kind: str) -> None:
+    folder = repository / "site_configs" / "systemd"
+    units = [str(folder / f"fedscan-clean-{kind}@.{end}") for end in ("timer", "service")]
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *units],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{folder}:"},
+    )
+    # All that is wrong here is that Fedscan is not installed in /opt.
+    missing = "/opt/fedscan/.venv/bin/fedscan is not executable: No such file or directory"
+    assert [line for line in done.stderr.splitlines() if missing not in line] == []
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
