@@ -25,8 +25,9 @@ AnchorFile = Annotated[
     Path | None,
     typer.Option(
         "--anchor",
-        metavar="FILE",
-        help="Where the ledger's counter is kept against a rolled-back disk: a file on another volume.",
+        metavar="FILE|DIR",
+        help="Where the ledger's counter is kept against a rolled-back disk: a file on another volume. For `site "
+        "install` also a folder there, which takes the audit log's too; on an installed site it moves them.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]

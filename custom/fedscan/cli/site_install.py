@@ -61,9 +61,10 @@ def install(
 ) -> None:
     """Lay this hospital's own part over the kit that the operator sent: key, ledger, policy, and the link to the store.
 
-    Asks at most five questions. Run it again after a stop, or on a renewed kit: what is there is kept.
+    Asks at most five questions. Run it again after a stop, or on a renewed kit: what is there is kept. With --anchor
+    it moves the anchors.
 
-    Example: `fedscan site install KIT --store STORE --anchor /mnt/other/a.anchor`
+    Example: `fedscan site install KIT --store STORE --anchor /mnt/other`
     """
     from fedscan.federation import site_install
     from fedscan.privacy.limits import Limits
@@ -130,7 +131,7 @@ def _ask(
     anchor, asked = choices.anchor, dict(fields)
     typer.echo(f"Enter takes the default. The store has {facts.units} {facts.unit}s to train on.")
     if anchor is None:
-        what = "1. A file on another disk for the ledger's counter, which shows a rolled-back disk"
+        what = "1. A folder or file on another disk for the logs' counters, which show a rolled-back disk"
         anchor = Path(_question(what, str(home / "ledger.anchor"), str))
     if "max_epsilon" not in asked:
         what = "2. epsilon that may be spent on these patients, over all jobs for ever"

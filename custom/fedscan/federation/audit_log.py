@@ -85,8 +85,22 @@ class AuditLog:
     def __init__(self, folder: Path, anchor: Path | None = None) -> None:
         self._folder = folder / FOLDER
         self.path = self._folder / FILE
-        self.anchor = anchor or self._folder / ANCHOR
-        """Where the anchor lies."""
+        self._anchor = anchor or self._folder / ANCHOR
+
+    @property
+    def anchor(self) -> Path:
+        """Where the anchor lies: with a link followed, else a write would replace it by a file here."""
+        return Path(os.path.realpath(self._anchor)) if self._anchor.is_symlink() else self._anchor
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[AuditLog]:
+        """Nothing is added meanwhile. Raises OSError, and AuditError for a log that is not as its anchor says."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._locked() as file:
+            last, _ = _tail(file)
+            if last or self.anchor.exists():
+                self._must_not_be_cut(self._key(), _number(last), last)
+            yield self
 
     def append(self, what: What, text: str, who: str = "", job: str = "") -> Head:
         """Adds a record, durable when it returns. Raises OSError and AuditError."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ctslices.files import sync_folder
-from fedscan.federation import site_federations, site_preflight, site_scope
+from fedscan.federation import site_anchors, site_federations, site_preflight, site_scope
 from fedscan.federation.site_kit import Kit, KitError
 from fedscan.federation.site_modes import close_kit
 from fedscan.privacy.limits import Limits
@@ -33,6 +33,7 @@ class Choices:
     store: Path | None = None
     private: Path | None = None
     anchor: Path | None = None
+    """A folder for both anchors, or a file for the ledger's."""
     policy: Policy | None = None
     limits: Limits | None = None
     new_root: str | None = None
@@ -118,6 +119,11 @@ def _install_locked(kit: Kit, home: Path, choices: Choices) -> Installed:
     done = close_kit(kit.folder)
     site, warnings, made = _site(kit, home, choices)
     done += made
+    try:
+        site, moved = site_anchors.settle(site, *site_anchors.places(choices.anchor, kit.site))
+    except (site_anchors.AnchorError, SiteError) as error:
+        raise InstallError(str(error)) from None
+    done += moved
     if site_federations.note(home, known, kit):
         done.append(f"federation {kit.project!r} is noted as the one of this kit")
     done += _link(kit, site)
@@ -167,7 +173,7 @@ def _site(kit: Kit, home: Path, choices: Choices) -> tuple[Site, tuple[str, ...]
             home,
             name=kit.site,
             store=choices.store,
-            anchor=choices.anchor,
+            anchor=site_anchors.places(choices.anchor, kit.site)[0],
             policy=choices.policy,
             limits=choices.limits,
         )
@@ -198,7 +204,6 @@ def _unlike(present: Site, choices: Choices) -> tuple[str, ...]:
     file, policy = present.file, present.policy()
     asked = {
         "store": choices.store is not None and choices.store.resolve() != file.store.resolve(),
-        "anchor": choices.anchor is not None and choices.anchor.resolve() != file.anchor.resolve(),
         "limits": choices.limits is not None and choices.limits != file.limits,
     }
     kept = f"the one in {present.path} was kept: to change it, edit that file"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedscan.federation import site_scope
-from fedscan.federation.site_findings import Check, error
+from fedscan.federation import site_anchors, site_scope
+from fedscan.federation.site_findings import Check, error, warning
 from fedscan.federation.site_kit import Kit
 from fedscan.privacy import site_check
 from fedscan.privacy.site_file import SITE_JSON, Site, SiteError
@@ -36,6 +36,8 @@ def findings(kit: Kit) -> Iterator[Check]:
         yield error("installed", text, "install the kit that belongs here, or correct `name` in site.json")
     yield from _scope(kit, site)
     yield from _places(kit, site)
+    for level, text in site_anchors.flaws(site):
+        yield (error if level == "error" else warning)("own-files", text, "as it says; docs/site.md has the reasons")
     for finding in site_check.check(site, store_facts(site.store)):
         yield Check("own-files", finding.level, finding.text, "as it says; docs/site.md has the reasons")
 
@@ -63,6 +65,7 @@ def _places(kit: Kit, site: Site) -> Iterator[Check]:
             ("key", file.key),
             ("ledger", file.ledger),
             ("anchor", file.anchor),
+            ("audit_anchor", file.audit_anchor or file.state),
             ("state", file.state),
             ("store", file.store),
         )

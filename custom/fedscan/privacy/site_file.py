@@ -41,6 +41,9 @@ class SiteFile(Part):
     store: Place = Field(description="the slice store that is trained on")
     ledger: Place = Field(description="the ledger; beside it lie the pseudonyms behind its fingerprints")
     anchor: Place = Field(description="counter and keyed hash of the ledger's head, best on another volume")
+    audit_anchor: Place | None = Field(
+        default=None, description="the audit log's anchor, likewise; null: beside the log, in the state folder"
+    )
     key: Place = Field(description="the secret that chains the ledger and signs approvals")
     pseudonym_key: Place | None = Field(
         default=None, description="the store's key, which only `store forget` needs; null: STORE.key beside the store"
@@ -74,7 +77,7 @@ class Site:
         except ValidationError as error:
             raise SiteError("; ".join(complaints(error, SITE_JSON)) + f" ({path})") from None
         home = path.resolve().parent
-        places = ("store", "ledger", "anchor", "key", "pseudonym_key", "policy", "state")
+        places = ("store", "ledger", "anchor", "audit_anchor", "key", "pseudonym_key", "policy", "state")
         try:
             absolute = {
                 name: home / place.expanduser() for name in places if (place := getattr(file, name)) is not None
@@ -92,12 +95,14 @@ class Site:
 
     def _check_places(self) -> None:
         """What a store made anew must not take with it; links are followed."""
-        names = ("store", "ledger", "anchor", "key", "pseudonym_key", "policy", "state")
+        names = ("store", "ledger", "anchor", "audit_anchor", "key", "pseudonym_key", "policy", "state")
         places = {name: place.resolve() for name in names if (place := getattr(self.file, name)) is not None}
         store = places.pop("store")
         for name, place in places.items():
             if store in (place, *place.parents):
                 raise SiteError(f"{name} lies in the store and would go when that is made anew: move it")
+        if places["anchor"] == places.get("audit_anchor"):
+            raise SiteError("anchor and audit_anchor are one file: each log has its own")
         if places["ledger"] == places["anchor"]:
             raise SiteError("ledger and anchor are one file: the anchor must lie elsewhere, best on another volume")
 
@@ -161,7 +166,7 @@ def anchor_warning(site: Site) -> Iterator[str]:
     if together:
         yield (
             "anchor: it lies on the ledger's volume: a backup of that volume, put back, would be noticed by the "
-            "server's copy alone; move the anchor to another volume (`anchor` in site.json)"
+            "server's copy alone; move the anchor to another volume (`fedscan site install KIT --anchor DIR`)"
         )
 
 
