@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nvflare.app_common.widgets.component_path_authorizer import ComponentPathAuthorizer
 
 from fedscan.federation import job_folder, job_form, kit_files
 from fedscan.federation.job.controller import DiffusionFedAvg
@@ -75,6 +76,10 @@ def test_a_site_refuses_a_job_that_gives_one(config: dict[str, Any], arguments: 
 
 def test_a_site_builds_one_name_under_the_prefix_and_no_other(config: dict[str, Any]) -> None:
     names = set(reachable())
-    assert all(name.startswith(kit_files.ALLOW_LIST) for name in names)
+    assert all(name.startswith("fedscan.federation.job.") for name in names)
     assert len(names) > 20, "modules hold what they import"
+    listed = [*kit_files.SITE_CLASSES, *kit_files.SERVER_CLASSES]
+    matches = ComponentPathAuthorizer._path_matches_prefix
+    assert {name for name in names if any(matches(name, one) for one in listed)} == set(listed)
+    assert [name for name in names if any(matches(name, one) for one in kit_files.SITE_CLASSES)] == [EXECUTOR]
     assert [name for name in names if not findings(config, name, {})] == [EXECUTOR]

@@ -8,8 +8,11 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-ALLOW_LIST = ("fedscan.federation.job.",)
-"""The one prefix of classes that a job may name."""
+_JOB = "fedscan.federation.job"
+SITE_CLASSES = (f"{_JOB}.executor.DiffusionExecutor",)
+SERVER_CLASSES = (f"{_JOB}.controller.DiffusionFedAvg", f"{_JOB}.persistor.CheckpointPersistor")
+"""All that a job may name at a site, and at the server: full names. A prefix of their modules would also admit what
+those import."""
 VALIDATOR = "fedscan.federation.validator.SiteValidator"
 GUARD = "fedscan.federation.guard.OutboundGuard"
 GATE = "fedscan.federation.gate.OutboundGate"
@@ -76,7 +79,7 @@ ROLES = ("project_admin", "org_admin", "lead", "member")
 
 def site_resources(default: dict[str, Any]) -> dict[str, Any]:
     """A site's local/resources.json from NVFlare's default of the same kit."""
-    resources = _with_own_components(default, PARENT_COMPONENTS)
+    resources = _with_own_components(default, PARENT_COMPONENTS, SITE_CLASSES)
     resources["allow_log_streaming"] = False
     # An empty site_config keeps NVFlare from sending unknown keys of this file to the server and on to other sites.
     resources["client"]["site_config"] = {}
@@ -110,7 +113,7 @@ def site_authorization() -> dict[str, Any]:
 
 def server_resources(default: dict[str, Any]) -> dict[str, Any]:
     """The server's local/resources.json from NVFlare's default of the same kit."""
-    resources = _with_own_components(default, SERVER_COMPONENTS)
+    resources = _with_own_components(default, SERVER_COMPONENTS, SERVER_CLASSES)
     resources["servers"][0]["heart_beat_timeout"] = HEART_BEAT_TIMEOUT_S
     for component in resources["components"]:
         if component["id"] == "job_manager":
@@ -182,11 +185,13 @@ def start_script_flaws(script: str) -> str:
     return ", ".join(repr(lines.strip().splitlines()[0]) for lines in wanted if lines not in script)
 
 
-def _with_own_components(default: dict[str, Any], ours: tuple[dict[str, Any], ...]) -> dict[str, Any]:
-    """The default with the one allowed prefix, without what sends or takes logs, and with our own components."""
+def _with_own_components(
+    default: dict[str, Any], ours: tuple[dict[str, Any], ...], classes: tuple[str, ...]
+) -> dict[str, Any]:
+    """The default with our allow-list, without what sends or takes logs, and with our own components."""
     resources = copy.deepcopy(default)
     resources["class_list_enforcement_mode"] = "enforce"
-    resources["class_allow_list"] = list(ALLOW_LIST)
+    resources["class_allow_list"] = list(classes)
     replaced = _LOG_COMPONENTS | {c["id"] for c in ours}
     kept = [c for c in resources["components"] if c["id"] not in replaced]
     resources["components"] = [*kept, *copy.deepcopy(list(ours))]

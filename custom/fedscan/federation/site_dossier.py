@@ -106,7 +106,7 @@ class Facts:
         said = (
             ("connections", f"the site dials {where} by mutual TLS", {"mutual-tls"}),
             ("local listener", "on loopback, with certificates on both sides", {"listener"}),
-            ("jobs", f"signed, judged on arrival; classes of {_text(kit_files.ALLOW_LIST)} alone", _OF_JOBS),
+            ("jobs", f"signed, judged on arrival; the class {_text(kit_files.SITE_CLASSES)} alone", _OF_JOBS),
             ("shipped code", "refused from everybody", {"byoc", "kit-files", "authorization"}),
             ("commands", "no shell and no reading of files, for anybody", {"shell", "operate", "authorization"}),
             ("what leaves", "guard and gate see and count every message; error texts are withheld", _OF_THE_GUARD),

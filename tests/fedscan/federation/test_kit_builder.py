@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import os
 import shutil
@@ -187,9 +188,13 @@ def test_the_coordinator_runs_the_server_and_a_hospital_does_not(may: Callable[.
 
 
 @pytest.mark.parametrize("kit", [SERVER, *SITES])
-def test_one_prefix_of_classes_and_no_log_goes_anywhere(made: Path, kit: str) -> None:
+def test_one_list_of_classes_and_no_log_goes_anywhere(made: Path, kit: str) -> None:
     resources = _json(made / "prod_00" / kit / "local" / "resources.json")
-    assert resources["class_allow_list"] == ["fedscan.federation.job."]
+    classes = kit_files.SITE_CLASSES if kit in SITES else kit_files.SERVER_CLASSES
+    assert resources["class_allow_list"] == list(classes)
+    for name in classes:
+        module, _, kind = name.rpartition(".")
+        assert getattr(importlib.import_module(module), kind).__module__ == module
     assert resources["class_list_enforcement_mode"] == "enforce"
     paths = [component["path"] for component in resources["components"]]
     assert not [path for path in paths if ".logging." in path]

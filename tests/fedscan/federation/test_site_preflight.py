@@ -73,6 +73,10 @@ GUARD = {"path": kit_files.GUARD, "args": {}}
 SETTINGS: dict[str, tuple[str, Break]] = {
     "a second prefix": ("allow-list", resources(lambda c: c["class_allow_list"].append("nvflare."))),
     "a wider prefix": ("allow-list", resources(lambda c: c.update(class_allow_list=["fedscan.federation."]))),
+    "an earlier kit's prefix": (
+        "allow-list",
+        resources(lambda c: c.update(class_allow_list=["fedscan.federation.job."])),
+    ),
     "no allow-list": ("allow-list", resources(lambda c: c.pop("class_allow_list"))),
     "an allow-list that only warns": ("allow-list", resources(lambda c: c.update(class_list_enforcement_mode="warn"))),
     "log streaming": ("log-streaming", resources(lambda c: c.update(allow_log_streaming=True))),

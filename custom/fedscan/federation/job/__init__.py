@@ -1,1 +1,1 @@
-"""What a job may name, and nothing else: a hospital's allow-list is the one line `fedscan.federation.job.`."""
+"""What a job may name, and nothing else: allow-lists hold the full names of its three classes (kit_files)."""
