@@ -31,16 +31,16 @@ def check(job: Path, stores: Mapping[str, Path] | None = None, init: Path | None
             configs[relative] = _load(job / relative)
         except JobError as error:
             found += error.findings
+    named = job_form.sites_of(configs.get(Path(META), {}), APP_SITES) or []
     for relative in (CLIENT_PATH, SERVER_PATH):
         if relative in configs:
             found += _config(configs[relative], str(relative))
-            found += job_form.config_findings(configs[relative], relative)
+            found += job_form.config_findings(configs[relative], relative, len(named))
     plan = _plan(configs, found)
     if plan is not None:
         found += _meta(configs.get(Path(META), {}), plan)
         found += _counts(configs.get(Path(META), {}), plan, stores)
-        sites = job_form.sites_of(configs.get(Path(META), {}), APP_SITES) or []
-        found += job_privacy.findings(plan, {*sites, *stores})
+        found += job_privacy.findings(plan, {*named, *stores})
         found += job_start.findings(job, plan, init, stores)
         found += _stores(plan, stores)
         found += _shared(stores)

@@ -273,6 +273,8 @@ def _fill_in(job: Path, plan: Plan, submission: Submission, sites: list[str]) ->
         config = _read(path)
         config["plan"] = plan.model_dump(mode="json")
         config["submission"] = submission.model_dump(mode="json")
+        if path.name == SERVER_CONFIG:
+            config["server"] = job_form.server_settings(len(sites))
         write_json(path, config)
     meta = _read(job / META)
     meta["name"] = plan.name

@@ -29,14 +29,21 @@ _FORMS: dict[str, dict[str, Any]] = {
     },
     SERVER_CONFIG: {
         "format_version": 2,
-        "server": {"task_request_interval": 0.2},
+        "server": {},  # `server_settings`
         "workflows": [{"id": "fedavg", "path": "fedscan.federation.job.controller.DiffusionFedAvg", "args": {}}],
         "components": [{"id": "persistor", "path": "fedscan.federation.job.persistor.CheckpointPersistor", "args": {}}],
         **_FILTERS,
     },
 }
+POLL_S, MOST_POLLS_PER_S, LONGEST_POLL_S = 0.05, 60.0, 2.0
 _META = {"name", "resource_spec", "min_clients", "mandatory_clients", "deploy_map"}
 _OWN = {"plan", "submission"}
+
+
+def server_settings(sites: int) -> dict[str, float]:
+    """How often, in seconds, a site without work asks for some: soon after a round begins where there are few, and so
+    seldom where there are many that asking alone does not keep the server busy."""
+    return {"task_request_interval": min(LONGEST_POLL_S, max(POLL_S, round(sites / MOST_POLLS_PER_S, 2)))}
 
 
 def parse(path: Path) -> object:
@@ -63,14 +70,16 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def config_findings(config: Mapping[str, Any], where: Path) -> Iterator[Finding]:
-    """Where an app's configuration, plan and submission apart, is not of the one form."""
-    form = _FORMS[where.name]
+def config_findings(config: Mapping[str, Any], where: Path, sites: int = 0) -> Iterator[Finding]:
+    """Where an app's configuration, plan and submission apart, is not of the one form for a job of so many sites."""
+    form = dict(_FORMS[where.name])
+    if "server" in form:
+        form["server"] = server_settings(sites)
     for name in sorted(set(config) - set(form) - _OWN):
         yield Finding("error", str(where), f"there is no place for {name[:60]!r} in a job: delete it")
-    for name in form:
-        if json.dumps(config.get(name), sort_keys=True) != json.dumps(form[name], sort_keys=True):
-            yield Finding("error", str(where), f"{name} must be {json.dumps(form[name])}: make the job anew")
+    for name, wanted in form.items():
+        if json.dumps(config.get(name), sort_keys=True) != json.dumps(wanted, sort_keys=True):
+            yield Finding("error", str(where), f"{name} must be {json.dumps(wanted)}: make the job anew")
 
 
 def meta_findings(meta: Mapping[str, Any], where: str) -> Iterator[Finding]:

@@ -29,6 +29,8 @@ from fedscan.federation.site_heads import SiteHeads
 from fedscan.training.checkpoints import Checkpoint, CheckpointError
 from fedscan.training.sampling import sample_sites
 
+CHECK_S = 0.02
+"""Between two looks at the tasks in flight."""
 LOCK_TIMEOUT_S = 60.0
 """For the process of an earlier job of the same run to end: it outlives a killed server by some 20 s."""
 
@@ -41,7 +43,9 @@ class DiffusionFedAvg(FedAvg):
     """
 
     def __init__(self) -> None:
-        super().__init__(persistor_id="persistor", ignore_result_error=True, memory_gc_rounds=1, task_check_period=0.05)
+        super().__init__(
+            persistor_id="persistor", ignore_result_error=True, memory_gc_rounds=1, task_check_period=CHECK_S
+        )
         fobs.register(TensorDecomposer)
         self._job: ServerJob | None = None
         self._state: Checkpoint | None = None
@@ -72,6 +76,11 @@ class DiffusionFedAvg(FedAvg):
         if self._state is None:
             raise RunStoppedError("no model has been loaded")
         return self._state
+
+    def set_communicator(self, communicator: Any) -> None:
+        """NVFlare sets `task_check_period` of its communicator, which reads another name: its 0.2 s would go on."""
+        super().set_communicator(communicator)
+        communicator._task_check_period = CHECK_S
 
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Reads plan and submission; the rounds that are left become NVFlare's own settings."""
