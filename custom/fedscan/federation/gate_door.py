@@ -11,8 +11,9 @@ from typing import Any
 from fedscan.federation import gate_tables, refusals
 from fedscan.federation.audit_log import AuditError, AuditLog
 from fedscan.federation.byte_log import INSIDE, PARENT, ByteLog
+from fedscan.federation.gate_answer import PassedAnswer
 from fedscan.federation.gate_frames import BlockedError, Frame, Parts, frame_bytes
-from fedscan.federation.gate_rules import PassedAnswer, is_listed, judge, place
+from fedscan.federation.gate_rules import is_listed, judge, place
 from fedscan.federation.site_folder import state_of
 
 SERVER = "server"

@@ -11,7 +11,7 @@ import torch
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable, make_reply
 from safetensors.torch import save
 
-from fedscan.federation.gate_rules import PassedAnswer
+from fedscan.federation.gate_answer import PassedAnswer
 from fedscan.federation.messages import META_KEY
 
 _lock = threading.Lock()

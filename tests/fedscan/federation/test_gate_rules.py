@@ -19,8 +19,9 @@ from nvflare.private.fed.utils.fed_utils import nvflare_fobs_initialize
 from safetensors.torch import save
 
 from fedscan.federation import gate_tables
+from fedscan.federation.gate_answer import PassedAnswer
 from fedscan.federation.gate_frames import MAIN, SECTION, BlockedError, Frame, pack, unpack
-from fedscan.federation.gate_rules import PassedAnswer, is_listed, judge, place
+from fedscan.federation.gate_rules import is_listed, judge, place
 
 SITE, JOB = "hosp-a", str(uuid.UUID(int=7))
 ME = f"{SITE}.{JOB}"
