@@ -16,8 +16,11 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_whole(path: Path, chunks: Iterable[bytes] | bytes, mode: int = 0o644) -> None:
-    """Write `chunks` to a temporary file beside `path`, flush it to the disk, then rename; OSError leaves no trace."""
+def write_whole(path: Path, chunks: Iterable[bytes] | bytes, mode: int = 0o644, *, durable: bool = True) -> None:
+    """Write `chunks` to a temporary file beside `path`, flush it to the disk, then rename; OSError leaves no trace.
+
+    Not `durable`: it is not flushed, for a file that nobody reads any more once the machine went down.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     temporary.unlink(missing_ok=True)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
@@ -25,10 +28,12 @@ def write_whole(path: Path, chunks: Iterable[bytes] | bytes, mode: int = 0o644) 
         with os.fdopen(handle, "wb") as file:
             for chunk in [chunks] if isinstance(chunks, bytes) else chunks:
                 file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)

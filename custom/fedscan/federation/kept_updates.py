@@ -32,7 +32,7 @@ class KeptUpdates:
         path = self._folder / f"{self._kept:05d}.safetensors"  # site names are the network's, not ours
         self._kept += 1  # never a name twice: a number that fell with `drop` would take another site's file
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        tensor_file.save_tensors(path, update, {})
+        tensor_file.save_tensors(path, update, {}, durable=False)
         self._files[site] = path
 
     def drop(self, site: str) -> None:

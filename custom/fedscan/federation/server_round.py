@@ -117,10 +117,14 @@ class ServerRound:
             return "; ".join(reasons)
         received = sum(t.numel() * t.element_size() for t in update.values())
         tensors = decode({name: tensor.detach() for name, tensor in update.items()}, precision)
-        if reasons := w.check_update(tensors, self.state.weights):  # a scale can make finite values infinite
+        # A scale can make finite values infinite; float32 was looked at as it came.
+        if precision != "fp32" and (reasons := w.check_update(tensors, self.state.weights)):
             return "; ".join(reasons)
         if isinstance(answer, PrivateAnswer) and self._heads is not None:
-            self._heads.note(site, answer.ledger)
+            try:
+                self._heads.note(site, answer.ledger)
+            except OSError as error:
+                return self._cannot_keep(error)
         entry = _entry(answer, tensors, received)
         bound = self.plan.aggregation.max_update_norm
         if bound is not None and (entry.update_norm or 0.0) > bound:
@@ -131,12 +135,15 @@ class ServerRound:
         try:
             self._updates.keep(site, tensors)
         except OSError as error:
-            # To ask again would charge the sites again for answers that could not be kept either.
-            self._broken = f"the server cannot keep an answer: {error.strerror or type(error).__name__}"
-            return self._broken
+            return self._cannot_keep(error)
         self._good[site] = answer
         self._entries[site] = entry
         return None
+
+    def _cannot_keep(self, error: OSError) -> str:
+        """To ask again could charge the sites again for answers that could not be kept either."""
+        self._broken = f"the server cannot keep an answer: {error.strerror or type(error).__name__}"
+        return self._broken
 
     def settle(self) -> None:
         """To be called when nobody is waited for any more: judges what only all answers together can tell.

@@ -82,7 +82,7 @@ class SiteTraining:
         received = self.folder / "received.safetensors"
         sent = self.folder / "sent.safetensors"
         tensor_file.drop_leftovers(self.folder, received.name)
-        tensor_file.save_tensors(received, weights, {})
+        tensor_file.save_tensors(received, weights, {}, durable=False)
         self.wall.tensors("in", task.round_number, shapes(weights), received.stat().st_size)
         try:
             result = self._once(task, received, sent, abort)
@@ -91,7 +91,7 @@ class SiteTraining:
         update, _ = tensor_file.load_tensors(sent)
         wire = self.codec.encode(task.round_number, update)
         if self.plan.update_precision != "fp32":
-            tensor_file.save_tensors(sent, wire, {})
+            tensor_file.save_tensors(sent, wire, {}, durable=False)
         self.wall.tensors("out", task.round_number, shapes(wire), sent.stat().st_size)
         return result, wire
 

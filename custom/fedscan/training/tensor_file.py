@@ -33,9 +33,16 @@ class TensorFileError(ValueError):
 
 
 def save_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], mode: int = 0o600
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    mode: int = 0o600,
+    *,
+    durable: bool = True,
 ) -> None:
     """Writes `tensors` (CPU, any of ten dtypes) and `metadata`: temporary file, fsync, rename, folder fsync.
+
+    Not `durable`: without the two fsyncs, for what nobody reads any more once the machine went down.
 
     Names are sorted in the header (safetensors' own writer shuffles the metadata), so equal content is equal bytes.
     """
@@ -48,7 +55,7 @@ def save_tensors(
             flat = tensors[name].detach().contiguous().reshape(-1).view(torch.uint8)
             yield flat.numpy().tobytes()
 
-    write_whole(path, chunks(), mode)
+    write_whole(path, chunks(), mode, durable=durable)
 
 
 def _header(names: list[str], tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -63,11 +63,13 @@ class _Child:
         return (weights, *before) if before else (weights, None, None)
 
     def _write(self, order: Train, update: Weights, state: OptimiserState | None) -> None:
-        """The update's file first, then the state's: a state without its update would be a round never answered."""
+        """The update's file first, then the state's: a state without its update would be a round never answered.
+
+        Without a state there is nothing that has to outlive the machine's going down."""
         from fedscan.training.tensor_file import drop_leftovers, save_tensors
 
         drop_leftovers(order.out.parent, order.out.name)
-        save_tensors(order.out, update, {"round": str(order.round_number)})
+        save_tensors(order.out, update, {"round": str(order.round_number)}, durable=state is not None)
         if state is not None:
             self._states.save(order.round_number, state)
 
