@@ -8,10 +8,11 @@ from pathlib import Path
 
 import nvflare
 import pytest
+import torch
 
 import fedscan
-from fedscan.federation import site_machine, versions
-from fedscan.federation.messages import MessageError, parse_answer, parse_task
+from fedscan.federation import kept_answer, site_machine, versions
+from fedscan.federation.messages import LedgerHead, MessageError, PrivateAnswer, parse_answer, parse_task
 from fedscan.federation.site_job import refuse_at_its_time
 from fedscan.federation.versions import PROTOCOL, VersionError
 
@@ -73,3 +74,18 @@ def test_a_record_that_names_no_protocol_or_ours_is_judged_by_its_form(parse: ob
 
 def test_a_site_that_is_not_fit_answers_with_the_constant_of_that() -> None:
     assert refuse_at_its_time(None, lambda: False, 0.0, by_version=True) == versions.REFUSED_BY_VERSION
+
+
+@pytest.mark.parametrize("protocol", [PROTOCOL, PROTOCOL - 1])
+def test_an_answer_that_another_version_kept_does_not_go_out_again(tmp_path: Path, protocol: int) -> None:
+    answer = PrivateAnswer(
+        protocol=protocol,
+        plan_digest="1" * 64,
+        run_id="2" * 32,
+        round_number=0,
+        model_digest="3" * 64,
+        weight=1.0,
+        ledger=LedgerHead(count=1, mac="4" * 64),
+    )
+    kept_answer.keep(tmp_path, kept_answer.Kept(answer, 1, {"a": torch.zeros(2)}), "2100-01-01T00:00:00+00:00")
+    assert (kept_answer.find(tmp_path) is not None) == (protocol == PROTOCOL)
