@@ -67,6 +67,8 @@ STRICT_LINES = """umask 077
 export NVFLARE_SECURE_LOGGING=true
 # Code comes from the installed packages alone, not from the folder that this was started in.
 export PYTHONSAFEPATH=1
+# Bytes of tensors that are asked for at once: each asking takes a way there and back.
+export NVFLARE_TENSOR_DOWNLOAD_CHUNK_SIZE=8388608
 """
 _REPLACED = {
     "export PYTHONPATH=/local/custom:$PYTHONPATH\n": "unset PYTHONPATH\n",

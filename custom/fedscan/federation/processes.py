@@ -32,7 +32,7 @@ def environment(kit: Path) -> dict[str, str]:
         kit_files.KIT_VARIABLE: str(kit),
         "NVFLARE_SECURE_LOGGING": "true",
         "PYTHONSAFEPATH": "1",
-        "NVFLARE_TENSOR_DOWNLOAD_CHUNK_SIZE": "16777216",
+        "NVFLARE_TENSOR_DOWNLOAD_CHUNK_SIZE": "8388608",
         "MALLOC_ARENA_MAX": "4",
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
