@@ -1,7 +1,8 @@
 """Where this folder is on PYTHONPATH: sites that do not train, to measure what a round costs beside training.
 
 FEDSCAN_LIGHT=child: the trainer child answers an update of small random numbers at once; all else is real.
-FEDSCAN_LIGHT=none: there is no child either, and the site's own process writes that update: for many sites.
+FEDSCAN_LIGHT=none: there is no child either, and the site's own process writes that update: for many sites. It does
+not load MONAI for the form of an update, but reads it from the file FEDSCAN_LIGHT_FORM.
 FEDSCAN_LIGHT_S: seconds that each training takes, asleep.
 """
 
@@ -55,9 +56,22 @@ def without_child(module: ModuleType) -> None:
     module.Trainer.start = lambda self: None  # type: ignore[attr-defined]
 
 
+def without_monai(module: ModuleType) -> None:
+    """The form of the plan's model."""
+    import torch
+    from safetensors import safe_open
+
+    def shapes_of(_model: Any) -> dict[str, Any]:
+        with safe_open(os.environ[f"{SWITCH}_FORM"], "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+    module.shapes_of = shapes_of  # type: ignore[attr-defined]
+
+
 CHANGED: dict[str, dict[str, Callable[[ModuleType], None]]] = {
     "child": {"fedscan.training.local": without_steps},
-    "none": {"fedscan.training.trainer_client": without_child},
+    "none": {"fedscan.training.trainer_client": without_child, "fedscan.training.weights": without_monai},
 }
 
 

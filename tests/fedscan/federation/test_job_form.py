@@ -124,3 +124,16 @@ def test_many_names_are_looked_through_in_their_own_time(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="'7' is there twice"):
         job_form.parse(path)
     assert time.process_time() - began < 5.0
+
+
+@pytest.mark.parametrize(("sites", "interval_s"), [(2, 0.05), (30, 0.5), (200, 2.0)])
+def test_many_sites_ask_for_work_less_often(repository: Path, tmp_path: Path, sites: int, interval_s: float) -> None:
+    names = [f"hosp-{number}" for number in range(sites)]
+    job_folder.new(repository / "jobs" / "ct_fedavg", tmp_path / "job", ["min_responses=1"], names)
+    path = tmp_path / "job" / SERVER_PATH
+    config = json.loads(path.read_text())
+    assert config["server"] == {"task_request_interval": interval_s}
+    assert errors(tmp_path / "job") == ""
+    config["server"]["task_request_interval"] = interval_s / 2
+    path.write_text(json.dumps(config))
+    assert "server must be" in errors(tmp_path / "job")
