@@ -88,7 +88,11 @@ class ServerRound:
         """Judges one answer: None if it is taken, else the reason. A site's second answer never replaces its first."""
         if self._settled:
             return "the round is over"
-        reason = self._judge(site, meta, update)
+        try:
+            reason = self._judge(site, meta, update)
+        except OSError as error:
+            # To ask again could charge the sites again for answers that could not be kept either.
+            reason = self._broken = f"the server cannot keep an answer: {error.strerror or type(error).__name__}"
         if reason is not None and site not in self._good:
             self.refuse(site, reason)
         return reason
@@ -111,39 +115,33 @@ class ServerRound:
             return reason
         if not isinstance(update, Mapping):
             return f"update must be a mapping of tensors, got {type(update).__name__}"
-        update = dict(update)
-        precision = self.plan.update_precision
-        if reasons := w.check_update(update, wire_form(self.state.weights, precision)):
-            return "; ".join(reasons)
+        tensors = self._decoded(dict(update))
+        if isinstance(tensors, str):
+            return tensors
         received = sum(t.numel() * t.element_size() for t in update.values())
-        tensors = decode({name: tensor.detach() for name, tensor in update.items()}, precision)
-        # A scale can make finite values infinite; float32 was looked at as it came.
-        if precision != "fp32" and (reasons := w.check_update(tensors, self.state.weights)):
-            return "; ".join(reasons)
         if isinstance(answer, PrivateAnswer) and self._heads is not None:
-            try:
-                self._heads.note(site, answer.ledger)
-            except OSError as error:
-                return self._cannot_keep(error)
+            self._heads.note(site, answer.ledger)
         entry = _entry(answer, tensors, received)
         bound = self.plan.aggregation.max_update_norm
         if bound is not None and (entry.update_norm or 0.0) > bound:
             return f"update norm is more than the plan's aggregation.max_update_norm of {bound:g}"
         return self._keep(site, answer, entry, tensors)
 
+    def _decoded(self, update: w.Weights) -> w.Weights | str:
+        """The update as float32 from the form in which it travels, or why it is not taken."""
+        precision = self.plan.update_precision
+        if reasons := w.check_update(update, wire_form(self.state.weights, precision)):
+            return "; ".join(reasons)
+        tensors = decode({name: tensor.detach() for name, tensor in update.items()}, precision)
+        # A scale can make finite values infinite; float32 was looked at as it came.
+        reasons = w.check_update(tensors, self.state.weights) if precision != "fp32" else []
+        return "; ".join(reasons) if reasons else tensors
+
     def _keep(self, site: str, answer: Answer | PrivateAnswer, entry: SiteEntry, tensors: w.Weights) -> str | None:
-        try:
-            self._updates.keep(site, tensors)
-        except OSError as error:
-            return self._cannot_keep(error)
+        self._updates.keep(site, tensors)
         self._good[site] = answer
         self._entries[site] = entry
         return None
-
-    def _cannot_keep(self, error: OSError) -> str:
-        """To ask again could charge the sites again for answers that could not be kept either."""
-        self._broken = f"the server cannot keep an answer: {error.strerror or type(error).__name__}"
-        return self._broken
 
     def settle(self) -> None:
         """To be called when nobody is waited for any more: judges what only all answers together can tell.
