@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,8 @@ from fedscan.privacy.site_file import SiteError
 from fedscan.privacy_plan import PrivacyPlan
 from fedscan.training.trainer_replies import TrainerAborted, TrainerDied, TrainerError, TrainerRefused
 from fedscan.training.weights import Weights
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,10 @@ class SiteJob:
 
     def note(self, reasons: tuple[str, ...]) -> None:
         """Keeps the reasons of a refusal at the site; a full disk must not make of it another answer."""
-        with contextlib.suppress(OSError):
+        try:
             refusals.note(self.setup.state, "round", reasons, self.submission.run_id)
+        except OSError as error:
+            _log.error("a round is refused, and why cannot be noted: %s", error.strerror)
 
 
 def refuse_at_its_time(config: Path | None, abort: Callable[[], bool], came: float, *, by_version: bool = False) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from fedscan.federation.messages import REFUSED_BY_POLICY, LedgerHead
-from fedscan.federation.server_round import ServerRound
+from fedscan.federation.server_round import RunStoppedError, ServerRound
 from fedscan.federation.site_heads import FILE, SiteHeads
 from fedscan.plan import Plan
 from fedscan.training.checkpoints import Checkpoint
@@ -138,3 +139,18 @@ def test_each_site_gets_back_its_own_last_head_and_no_other(heads: SiteHeads) ->
 def test_who_is_asked_is_recorded_without_a_word_on_answers(heads: SiteHeads) -> None:
     record = new_round(heads).asked_record()
     assert (record.event, record.asked, record.sites) == ("asked", ("s1", "s2"), {})
+
+
+def test_a_head_that_cannot_be_written_stops_the_run_and_asks_nobody_again(
+    heads: SiteHeads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    r = new_round(heads)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", fsync)
+        reason = r.receive("s1", answer(r, "s1"), weights(1.0))
+    assert reason == "the server cannot keep an answer: No space left on device"
+    with pytest.raises(RunStoppedError, match="the server cannot keep an answer"):
+        r.settle()
