@@ -15,6 +15,7 @@ from typing import Literal
 
 from fedscan.federation import refusals, site_processes, site_symptoms
 from fedscan.federation.site_clean import job_folders
+from fedscan.federation.site_connections import OwnConnections
 from fedscan.federation.site_kit import Kit
 from fedscan.federation.site_symptoms import Symptom
 from fedscan.privacy.site_file import Site, SiteError
@@ -32,6 +33,7 @@ class Seen:
 
     symptom: Symptom
     count: int = 0
+    times: list[datetime] = field(default_factory=list)
     first: datetime | None = None
     last: datetime | None = None
     places: set[str] = field(default_factory=set)
@@ -41,8 +43,17 @@ class Seen:
         self.count += 1
         self.places.add(place)
         if at is not None:
+            self.times.append(at)
             self.first = at if self.first is None else min(self.first, at)
             self.last = at if self.last is None else max(self.last, at)
+
+    @property
+    def is_told(self) -> bool:
+        """Whether there is enough of it, close enough together. Lines without a time count as close."""
+        times, least, within = sorted(self.times), self.symptom.least, self.symptom.within
+        if self.count < least or len(times) < least or within == timedelta.max:
+            return self.count >= least
+        return any(last - first <= within for first, last in zip(times, times[least - 1 :], strict=False))
 
 
 @dataclass(frozen=True)
@@ -82,10 +93,12 @@ def _process(
 def _from_logs(kit: Kit, since: datetime) -> list[Seen]:
     found: dict[str, Seen] = {}
     told: set[int] = set()
-    for log in _log_files(kit.folder):
+    logs = list(_log_files(kit.folder))
+    own = OwnConnections(kit.site, (line for log in logs for _, line in _lines(log)))
+    for log in logs:
         place = log.relative_to(kit.folder).parts[0] if log.parent != kit.folder else ""
         for at, line in _lines(log):
-            if at is not None and at < since:
+            if (at is not None and at < since) or own.closes(line):
                 continue
             if _STAMP.match(line):
                 # log.txt, error_log.txt and the console have the same line.
@@ -94,7 +107,7 @@ def _from_logs(kit: Kit, since: datetime) -> list[Seen]:
                 told.add(hash(line))
             for symptom in _symptoms_of(line):
                 found.setdefault(symptom.name, Seen(symptom)).add(at, "a job" if place else "the site")
-    return [seen for seen in found.values() if seen.count >= seen.symptom.least]
+    return [seen for seen in found.values() if seen.is_told]
 
 
 def _log_files(kit: Path) -> Iterator[Path]:

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 
 @dataclass(frozen=True)
 class Symptom:
-    """`pattern` is searched in one line; the symptom is told from `least` lines on."""
+    """`pattern` is searched in one line; the symptom is told from `least` lines on, where these lie within `within`."""
 
     name: str
     pattern: re.Pattern[str]
     cause: str
     cure: str
     least: int = field(default=1)
+    within: timedelta = field(default=timedelta.max)
 
 
-def _log(name: str, pattern: str, cause: str, cure: str, least: int = 1) -> Symptom:
-    return Symptom(name, re.compile(pattern), cause, cure, least)
+def _log(name: str, pattern: str, cause: str, cure: str, least: int = 1, within: timedelta = timedelta.max) -> Symptom:
+    return Symptom(name, re.compile(pattern), cause, cure, least, within)
 
 
 _CHECK = "fedscan site check KIT says which, with the cure"
@@ -48,6 +50,7 @@ LOGS = (
         "make sure that one process alone runs with this kit, on this and any other machine, then restart it; if "
         "nobody here started a second one, tell the operator: the kit may be stolen",
         least=4,
+        within=timedelta(minutes=10),  # a server that is started again now and then ends connections, too
     ),
     _log(
         "heartbeat-lost",

@@ -86,6 +86,52 @@ def test_a_healthy_log_has_none(kit: Path) -> None:
     assert diagnose(kit).seen == ()
 
 
+PARENT, JOB = 5595, 5701
+
+
+def connection(number: int, pid: int, way: str, peer: str, *, ends: bool) -> list[str]:
+    """What NVFlare writes of one: it tells the other end when it begins alone."""
+    name, where = f"CN{number:05d}", f"127.0.0.1:51550 {way} 127.0.0.1:60129 SSL {peer}"
+    begun = f"{{stamp}} - conn_manager - INFO - Connection [{name} {where}] is created: PID: {pid}"
+    return [begun, f"{{stamp}} - conn_manager - INFO - Connection [{name} Not Connected] is closed PID: {pid}"][
+        : 1 + ends
+    ]
+
+
+def test_jobs_that_end_are_no_displacement(kit: Path) -> None:
+    """Each ends three connections: two of its own process, and the parent's to it."""
+    write(kit, "log.txt", *connection(2, PARENT, "=>", "localhost", ends=False))
+    for number in range(3, 9):
+        job, pid = kit / f"0f0e0d0c-1111-2222-3333-44445555666{number}", JOB + number
+        job.mkdir()
+        of_job = [
+            *connection(2, pid, "=>", "hosp-a", ends=True),
+            *connection(3, pid, "=>", "localhost", ends=True),
+        ]
+        of_parent = connection(number, PARENT, "<=", "hosp-a", ends=True)
+        write(job, "log.txt", *of_job)
+        write(kit, "log.txt", *of_parent)
+        write(kit, "console.log", *of_job, *of_parent)
+    assert diagnose(kit).seen == ()
+    (kit / "log.txt").rename(kit / "log.txt.1")
+    assert diagnose(kit).seen == ()
+
+
+def test_a_connection_to_the_server_that_ends_again_and_again_is(kit: Path) -> None:
+    for number in range(2, 6):
+        assert names(diagnose(kit)) == []
+        write(kit, "log.txt", *connection(number, PARENT, "=>", "localhost", ends=True))
+    (seen,) = diagnose(kit).seen
+    assert (seen.symptom.name, seen.count, seen.places) == ("displaced", 4, {"the site"})
+
+
+def test_a_server_that_is_started_again_each_day_displaces_nobody(kit: Path) -> None:
+    for number in range(2, 8):
+        at = datetime.now() - timedelta(days=number - 1)
+        write(kit, "log.txt", *connection(number, PARENT, "=>", "localhost", ends=True), at=at)
+    assert diagnose(kit).seen == ()
+
+
 def test_one_line_in_three_logs_is_one_line_and_times_are_told(kit: Path) -> None:
     early, late = datetime.now() - timedelta(hours=3), datetime.now() - timedelta(hours=1)
     for name in ("log.txt", "error_log.txt", "console.log"):
