@@ -32,6 +32,7 @@ PARTS: dict[str, list[str]] = {
         "tests/integration/test_server_clean.py",
     ],
     "gate": [*SLOW, *(f"tests/integration/test_{name}.py" for name in GATE)],
+    "altered": [*SLOW, "tests/integration/test_altered_jobs.py"],
     "site": [*SLOW, "tests/integration/test_installed_site.py"],
     "provisioned": [*SLOW, "tests/integration/test_provisioned.py", "tests/integration/test_handshakes.py"],
     "remote": [*SLOW, "tests/integration/test_remote_run.py", "tests/integration/test_remote_tools.py"],

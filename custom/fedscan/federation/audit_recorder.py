@@ -17,6 +17,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.fuel.sec.audit import EXCLUDED_ACTIONS, Auditor
 from nvflare.fuel.sec.authz import AuthorizationService
 
+from fedscan.federation import refusals, refused_jobs
 from fedscan.federation.audit_log import AuditError, AuditLog, What
 from fedscan.federation.audit_tls import note_refused_handshakes
 from fedscan.federation.places import PlacesError
@@ -55,6 +56,7 @@ class AuditRecorder(FLComponent):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._log: AuditLog | None = None
+        self._site: Path | None = None
         self._lock = threading.Lock()
         self._seen: dict[tuple[str, str], float] = {}
         self._rounds: dict[str, Path] = {}
@@ -62,7 +64,10 @@ class AuditRecorder(FLComponent):  # type: ignore[misc]
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Starts with the parent process: a job process has its own places that note."""
         if event_type == EventType.SYSTEM_BOOTSTRAP:
-            self._start(notes_of(Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_site_config_dir()).parent))
+            kit = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_site_config_dir()).parent
+            notes = notes_of(kit)
+            self._site = notes if notes != kit else None
+            self._start(notes)
         elif event_type in _JOB_EVENTS:
             self._job(_JOB_EVENTS[event_type], fl_ctx)
         elif event_type == EventType.CLIENT_REGISTER_PROCESSED:
@@ -79,6 +84,16 @@ class AuditRecorder(FLComponent):  # type: ignore[misc]
             self._log.append(what, text, who=who, job=job)
         except (OSError, AuditError) as error:
             self.logger.error("the audit log is not written: %s", error)
+
+    def _turned_away(self, why: str, job: str) -> None:
+        """A site's own people read refusals.jsonl, too."""
+        if self._site is None or refused_jobs.is_ours(why):
+            self.record("refused", f"job: {why}", job=job)
+            return
+        try:
+            refusals.note(self._site, "deploy", [f"job: {why}"], job=job)
+        except OSError as error:
+            self.logger.error("a refused job cannot be noted: %s", error)
 
     def _start(self, folder: Path) -> None:
         if self._log is not None:
@@ -139,6 +154,7 @@ def _listen(recorder: AuditRecorder) -> None:
     Auditor.add_event = noted_event
     AuthorizationService.authorize = staticmethod(noted_decision)
     logging.getLogger().addHandler(_Handler(recorder))
+    refused_jobs.watch(recorder._turned_away)
     note_refused_handshakes(lambda text: recorder.once("refused", text))
 
 

@@ -17,8 +17,8 @@ MAX_BYTES = 8 * 2**20
 _MAX_REASONS = 50
 
 
-def note(state: Path, phase: str, reasons: Sequence[str], run_id: str | None = None) -> None:
-    """Appends one line (file mode 0600). Raises OSError."""
+def note(state: Path, phase: str, reasons: Sequence[str], run_id: str | None = None, job: str = "") -> None:
+    """Appends one line (file mode 0600). `job` is NVFlare's id, where it is known. Raises OSError."""
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = state / FILE
     if path.exists() and path.stat().st_size > MAX_BYTES:
@@ -32,7 +32,7 @@ def note(state: Path, phase: str, reasons: Sequence[str], run_id: str | None = N
     # A chain that was cut is not continued: `fedscan audit log --verify` says so, and this file goes on.
     with contextlib.suppress(AuditError):
         run = f" in run {run_id}" if run_id else ""
-        AuditLog(state).append("refused", f"{phase}{run}: {'; '.join(reasons)}")
+        AuditLog(state).append("refused", f"{phase}{run}: {'; '.join(reasons)}", job=job)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         os.write(descriptor, json.dumps(entry).encode() + b"\n")

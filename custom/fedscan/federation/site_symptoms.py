@@ -185,6 +185,13 @@ REFUSALS = (
     ),
     _refusal("approval", r"^approval: ", "a plan waits for a person here to approve it", _ASK),
     _refusal(
+        "job",
+        r"^job: ",
+        "a job that was not signed by a person of this federation, was changed after it was signed, brought code, or "
+        "came under a name or in an archive that leads elsewhere",
+        "tell the lead, with the time; if the lead did not submit then, tell the operator: somebody tries",
+    ),
+    _refusal(
         "submission",
         r"^(submission|time): |^the submission",
         "a submission had expired, was sent a second time, or was changed; or a clock is wrong",

@@ -173,6 +173,7 @@ def test_old_lines_are_left_out_and_jobs_logs_are_read(kit: Path) -> None:
         ("the answer is not ready at its time: let the plan's privacy.answer_after_s be longer", "late"),
         ("task: it belongs to another plan than the one deployed here", "task"),
         ("the DXO is no WEIGHT_DIFF", "door"),
+        ("job: app app_client does not pass signature verification", "job"),
         ("KeyError", "otherwise"),
     ],
 )
