@@ -13,11 +13,12 @@ from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.app_common.workflows.fedavg import FedAvg
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
-from fedscan.federation import job_results, messages, records, round_feed, versions
+from fedscan.federation import job_results, messages, records, round_feed, unreadable_answers, versions
 from fedscan.federation.job.persistor import CheckpointPersistor
 from fedscan.federation.kept_updates import KeptUpdates
 from fedscan.federation.run_start import write_model
@@ -93,12 +94,19 @@ class DiffusionFedAvg(FedAvg):
             self._heads = SiteHeads(self.job.heads_file, self.job.heads_of_runs)
         engine = fl_ctx.get_engine()
         engine.register_app_command(round_feed.TOPIC, self._tell)
+        unreadable_answers.outlive(self._cannot_read)
         workspace = engine.get_workspace()
         self._revocations = ServerRevocations(
             local=Path(workspace.get_site_config_dir()),
             root_ca=Path(workspace.get_file_path_in_startup(ROOT)),
             app=Path(workspace.get_app_dir(fl_ctx.get_job_id())),
         )
+
+    def _cannot_read(self, token: str) -> None:
+        """The site may send it again; what it sends then is judged as any answer."""
+        for client in self.engine.get_clients():
+            if client.token == token and self._round is not None and client.name in self._round.asked:
+                self._round.refuse(client.name, unreadable_answers.REASON)
 
     def _tell(self, topic: str, data: object, fl_ctx: FLContext) -> dict[str, Any]:
         """To the submitter who watches."""
@@ -226,8 +234,11 @@ class DiffusionFedAvg(FedAvg):
         self, client_name: str, result: Shareable, fl_ctx: FLContext, is_unknown_task: bool = False
     ) -> bool:
         code = result.get_return_code()
-        if code and code != ReturnCode.OK and self._round is not None and not is_unknown_task:
-            self._round.refuse(client_name, self._why(str(code)))
+        if self._round is not None and not is_unknown_task:
+            if code and code != ReturnCode.OK:
+                self._round.refuse(client_name, self._why(str(code)))
+            elif not _is_model(result):  # NVFlare drops it, and would say nothing of it
+                self._round.refuse(client_name, unreadable_answers.NO_UPDATE)
         accepted: bool = super()._accept_train_result(client_name, result, fl_ctx, is_unknown_task)
         return accepted and not is_unknown_task
 
@@ -290,3 +301,12 @@ class DiffusionFedAvg(FedAvg):
                 stamps=self.job.stamps if event == "started" else (),
             )
         )
+
+
+def _is_model(result: Shareable) -> bool:
+    """Whether NVFlare can take an answer for a model; what it holds is judged later."""
+    try:
+        FLModelUtils.from_shareable(result)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return False
+    return True
