@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,31 @@ def user_of(admin_kit: Path) -> str:
     if not (admin_kit / ADMIN_JSON).is_file():
         raise AdminError(f"{admin_kit} is no admin kit (it has no {ADMIN_JSON}): name the folder that holds startup/")
     try:
-        certificate = x509.load_pem_x509_certificate((admin_kit / _CERTIFICATE).read_bytes())
-        return str(certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
-    except (OSError, ValueError, IndexError) as error:
+        return str(_certificate(admin_kit).subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value)
+    except IndexError:
+        raise AdminError(f"{admin_kit / _CERTIFICATE} names nobody") from None
+
+
+def _certificate(admin_kit: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate((admin_kit / _CERTIFICATE).read_bytes())
+    except (OSError, ValueError) as error:
         raise AdminError(f"{admin_kit / _CERTIFICATE} cannot be read: {type(error).__name__}") from None
+
+
+def _must_hold(admin_kit: Path) -> None:
+    """The server says nothing to a certificate that does not hold now: to ask it again would take for ever."""
+    certificate, now = _certificate(admin_kit), datetime.now(UTC)
+    if now > certificate.not_valid_after_utc:
+        raise AdminError(
+            f"{admin_kit}: its certificate ended on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC. Ask the "
+            "operator for a renewed kit and lay it in this one's place; what runs goes on meanwhile"
+        )
+    if now < certificate.not_valid_before_utc:
+        raise AdminError(
+            f"{admin_kit}: its certificate holds from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC only: this "
+            "machine's clock is behind"
+        )
 
 
 def project_of(admin_kit: Path) -> str:
@@ -93,6 +115,7 @@ def _open(admin_kit: Path, user: str, check: Callable[[], None], timeout_s: floa
     deadline = time.monotonic() + timeout_s
     while True:
         check()
+        _must_hold(admin_kit)
         try:
             # NVFlare prints to stdout while it connects; stdout belongs to our own results.
             with contextlib.redirect_stdout(io.StringIO()):
