@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,4 +162,6 @@ def refuse_at_its_time(config: Path | None, abort: Callable[[], bool], came: flo
 def reason_of(error: Exception) -> str:
     """Our own errors are written to be shown at the site; others may quote data, so only their kind is."""
     own = (PlacesError, SiteError, LedgerError, RefusedError, MessageError, TrainerDied, TrainerError)
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"this site cannot read or write: {os.strerror(error.errno)}"
     return str(error) if isinstance(error, own) else type(error).__name__

@@ -175,6 +175,12 @@ _ASK = (
 )
 REFUSALS = (
     _refusal(
+        "disk",
+        r"No space left on device|Disk quota exceeded",
+        "a disk was full: nothing is trained that cannot be noted",
+        "make room (fedscan site clean KIT); the next round is trained without a restart",
+    ),
+    _refusal(
         "budget",
         r"^budget: ",
         "the policy's budget for these patients has no room for another round",

@@ -169,6 +169,8 @@ def test_old_lines_are_left_out_and_jobs_logs_are_read(kit: Path) -> None:
         ("quiet_hours: nothing is trained here in 07:30-18:00 (local time): ask again later", "hours"),
         ("store: 12 patients to train on, policy min_patients is 100", "store"),
         ("ledger: entry 3 was edited", "ledger"),
+        ("ledger: it cannot be read or written: No space left on device", "disk"),
+        ("this site cannot read or write: No space left on device", "disk"),
         ("policy cannot be read: No such file or directory (/x/policy.json)", "files"),
         ("the answer is not ready at its time: let the plan's privacy.answer_after_s be longer", "late"),
         ("task: it belongs to another plan than the one deployed here", "task"),
