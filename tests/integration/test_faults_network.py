@@ -142,9 +142,8 @@ def test_where_the_quorum_holds_the_others_go_on_and_the_site_comes_back_by_itse
     cut.end()
     later = [r for r in records.effective_rounds(cut.run / "rounds.jsonl") if datetime.fromisoformat(r.time) > whole]
     back = next(r for r in later if r.sites["hosp-b"].answered)
-    print(
-        f"hosp-b answered {cut.answered('hosp-b')}: {datetime.fromisoformat(back.time) - whole} after the cable was whole"
-    )
+    took = datetime.fromisoformat(back.time) - whole
+    print(f"hosp-b answered {cut.answered('hosp-b')}: {took} after the cable was whole", flush=True)
     assert cut.answered("hosp-a") == [True] * 16
     assert cut.charged("hosp-a") == 16 * STEPS
     assert not cut.answered("hosp-b")[CUT_IN]
