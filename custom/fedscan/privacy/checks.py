@@ -82,7 +82,7 @@ def _with_loss(privacy: PrivacyPlan) -> str:
 def sender(case: Case) -> Iterator[str]:
     """Who sent it, and whether a person here approved it."""
     if case.submitter is None:
-        yield "submitter: no verified certificate signed the job"
+        yield "submitter: no lead's verified certificate signed the job"
     elif not case.policy.allows(case.submitter.name, case.submitter.fingerprint):
         yield (
             f"submitter: {case.submitter.name!r:.80} (certificate {case.submitter.fingerprint[:16]}...) "

@@ -42,7 +42,7 @@ class Policy(Part):
     )
     allowed_submitters: Annotated[Literal["any"] | tuple[str, ...], BeforeValidator(as_tuple)] = Field(
         default="any",
-        description="who may submit: `any` with a certificate of the federation, or a list of certificates' names and "
+        description="who may submit: `any` lead of the federation, or a list of certificates' names and "
         "SHA-256 fingerprints (64 hexadecimal digits)",
     )
     approval: Literal["automatic", "by_digest"] = Field(

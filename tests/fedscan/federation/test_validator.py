@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nvflare.lighter.utils import load_private_key_file, sign_folders
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import NameOID
+from nvflare.lighter.utils import load_private_key_file, sign_folders, verify_folder_signature_and_get_signers
 
 from fedscan.federation import kits, revocation
 from fedscan.federation.kits import Federation
@@ -57,8 +61,8 @@ class Kit:
         (app / CONFIG).write_text(json.dumps(self.config))
         return app
 
-    def sign(self, app: Path, federation: Federation | None = None) -> None:
-        startup = (federation or self.federation).kit(kits.LEAD) / "startup"
+    def sign(self, app: Path, federation: Federation | None = None, who: str = kits.LEAD) -> None:
+        startup = (federation or self.federation).kit(who) / "startup"
         sign_folders(str(app), load_private_key_file(startup / "client.key"), str(startup / "client.crt"))
 
     def says(self, app: Path) -> str:
@@ -117,6 +121,30 @@ def _signed_by_a_stranger(kit: Kit, app: Path) -> None:
     kit.sign(app, other)
 
 
+def _signed_by_a_site(kit: Kit, app: Path) -> None:
+    """Under the same root; NVFlare takes it for a signature as good as a lead's."""
+    kit.sign(app, who=NAME)
+
+
+def _signed_by_a_member(kit: Kit, app: Path) -> None:
+    state = json.loads((kit.federation.folder / kits.PROJECT / "state" / "cert.json").read_text())
+    root_key: Any = serialization.load_pem_private_key(state["root_pri_key"].encode(), password=None)
+    lead = x509.load_pem_x509_certificate(state[kits.LEAD]["cert"].encode())
+    names = [a for a in lead.subject if a.oid != NameOID.UNSTRUCTURED_NAME]
+    subject = x509.Name([*names, x509.NameAttribute(NameOID.UNSTRUCTURED_NAME, "member")])
+    key = rsa.generate_private_key(65537, 2048)
+    builder = (
+        x509.CertificateBuilder(lead.issuer, subject, key.public_key(), x509.random_serial_number())
+        .not_valid_before(lead.not_valid_before_utc)
+        .not_valid_after(lead.not_valid_after_utc)
+    )
+    made = kit.folder / "member.crt"
+    made.write_bytes(builder.sign(root_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    sign_folders(str(app), key, str(made))
+    verified, signers = verify_folder_signature_and_get_signers(str(app), str(kit.folder / "startup" / "rootCA.pem"))
+    assert (verified, signers[0][2]) == (True, "member")
+
+
 def _certificate_swapped(kit: Kit, app: Path) -> None:
     kit.sign(app)
     other = Federation(kit.federation.folder.parent / "other", (NAME,)).kit(kits.LEAD) / "startup" / "client.crt"
@@ -156,6 +184,8 @@ def _no_json(kit: Kit, app: Path) -> None:
         _unsigned,
         _changed_after_signing,
         _signed_by_a_stranger,
+        _signed_by_a_site,
+        _signed_by_a_member,
         _certificate_swapped,
         _code,
         _second_form_of_the_config,
