@@ -33,11 +33,12 @@ PARTS: dict[str, list[str]] = {
     ],
     "gate": [*SLOW, *(f"tests/integration/test_{name}.py" for name in GATE)],
     "altered": [*SLOW, "tests/integration/test_altered_jobs.py"],
-    "site": [*SLOW, "tests/integration/test_installed_site.py"],
+    "site": [*SLOW, "tests/integration/test_installed_site.py", "tests/integration/test_second_start.py"],
     "provisioned": [*SLOW, "tests/integration/test_provisioned.py", "tests/integration/test_handshakes.py"],
     "remote": [*SLOW, "tests/integration/test_remote_run.py", "tests/integration/test_remote_tools.py"],
     "kills": [*SLOW, "tests/integration/test_kills.py", "tests/integration/test_private_federation_kills.py"],
     "faults": [*SLOW, *(f"tests/integration/test_faults_{name}.py" for name in ("network", "disk"))],
+    "odd-sites": [*SLOW, "tests/integration/test_faults_certificates.py"],
     "private-kills": [*SLOW, "tests/integration/test_private_kills.py"],
 }
 COMMANDS: dict[str, list[str]] = {"audit": ["tests/audit.py"]}
