@@ -32,6 +32,7 @@ LOGGERS = frozenset(
         "AuthzFilter",
         "ClientManager",
         "FederatedServer",
+        "FedscanSecondStart",
         "JobRunner",
         "LoginModule",
         "SessionManager",

@@ -39,6 +39,7 @@ PARENT_COMPONENTS: tuple[dict[str, Any], ...] = (
 
 SERVER_COMPONENTS: tuple[dict[str, Any], ...] = (
     {"id": "fedscan_keeper", "path": "fedscan.federation.server_keeper.ServerKeeper", "args": {}},
+    {"id": "fedscan_second_start", "path": "fedscan.federation.second_start.SecondStart", "args": {}},
     _RECORDER,
 )
 """Ours in the server's parent process."""
