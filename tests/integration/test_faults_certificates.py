@@ -89,7 +89,7 @@ def start(
     running: Any, private_settings: Callable[..., list[str]], repository: Path, tmp_path: Path
 ) -> Callable[..., Run]:
     def begin(*settings: str) -> Run:
-        more = (*settings, "min_responses=1", "round_timeout_s=25", "tries_per_round=5")
+        more = (*settings, "min_responses=1", "round_timeout_s=25", "tries_per_round=20")
         job = tmp_path / "job"
         template = repository / "jobs" / "ct_fedavg"
         made = private_settings(KEPT, ENDING, settings=more, answer_after_s=ANSWER_AFTER_S)
@@ -111,10 +111,10 @@ def _of(running: Any, name: str) -> list[Any]:
 
 def test_a_sites_certificate_ends_and_is_renewed_within_one_run(running: Any, start: Callable[..., Run]) -> None:
     federation = running.federation
-    end = short_certificate.let_end(federation, ENDING, 75.0)
+    end = short_certificate.let_end(federation, ENDING, 100.0)
     running.start(ENDING)
     admin.wait_for_sites(running.session, (KEPT, ENDING), lambda: None)
-    run = start("rounds=22")
+    run = start("rounds=26")
     until(lambda: any(r.event == "round" for r in run.records()))
     assert datetime.now(UTC) < end, "this machine is too slow for the test"
     until(lambda: len(run.rounds(ENDING, since=end)) >= 2)
@@ -139,7 +139,7 @@ def test_a_sites_certificate_ends_and_is_renewed_within_one_run(running: Any, st
     judged = run.end()
     assert isinstance(judged, Verdict)
     assert judged.good, judged.failings
-    assert judged.sites[KEPT].answered == 22
+    assert judged.sites[KEPT].answered == 26
 
 
 def test_the_leads_certificate_ends_the_run_goes_on_and_the_lead_is_told(
