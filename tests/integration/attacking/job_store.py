@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import uuid
 import zipfile
 from collections.abc import Callable, Iterator
@@ -38,13 +39,13 @@ class JobStore:
         meta: dict[str, Any] = json.loads((self._folder / job_id / "meta").read_text())
         return meta
 
-    def lay(self, files: Files, like: str, **changes: Any) -> str:
+    def lay(self, files: Files, like: dict[str, Any]) -> str:
         """A new job of this content; its meta is that of another job, as it was when that was submitted."""
         job_id = str(uuid.uuid4())
-        meta = self.meta(like)
+        meta = dict(like)
         for told in ("job_deploy_detail", "schedule_count", "schedule_history", "last_schedule_time", "job_clients"):
             meta.pop(told, None)
-        meta |= {"job_id": job_id, "status": "SUBMITTED", "start_time": "", "duration": "N/A"} | changes
+        meta |= {"job_id": job_id, "status": "SUBMITTED", "start_time": "", "duration": "N/A"}
         partial = self._folder.parent / f".{job_id}"
         partial.mkdir()
         (partial / "data").write_bytes(packed(files))
@@ -61,14 +62,27 @@ class JobStore:
         finally:
             self._server.resume()
 
-    def submitted(self, submit: Callable[[], str], change: Callable[[Files], Files]) -> str:
+    def altered(self, submit: Callable[[], str], change: Callable[[Files], Files]) -> str:
         """A job that was submitted, and changed in the store before the server has read it."""
+        with self._before_it_is_read(submit) as job_id:
+            self.put(job_id, change(self.files(job_id)))
+        return job_id
+
+    def taken(self, submit: Callable[[], str]) -> tuple[Files, dict[str, Any]]:
+        """A job that was submitted, and taken away before the server has read it: its archive and meta."""
+        with self._before_it_is_read(submit) as job_id:
+            kept = self.files(job_id), self.meta(job_id)
+            shutil.rmtree(self._folder / job_id)
+        return kept
+
+    @contextmanager
+    def _before_it_is_read(self, submit: Callable[[], str]) -> Iterator[str]:
         for _ in range(5):
             job_id = submit()
             with self.halted():
                 if not (self._kit / job_id).exists():
-                    self.put(job_id, change(self.files(job_id)))
-                    return job_id
+                    yield job_id
+                    return
         raise AssertionError("the server was faster each time")
 
 

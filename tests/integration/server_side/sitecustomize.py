@@ -42,10 +42,13 @@ def _obey(folder: Path) -> None:
     while True:
         for path in sorted(folder.glob("*.order")):
             order = json.loads(path.read_text())
-            request = new_cell_message({}, Message(topic=order["topic"], body=order["body"]))
+            body: Any = Path(order["body_file"]).read_bytes() if "body_file" in order else order["body"]
+            message = Message(topic=order["topic"], body=body)
+            message.set_headers(order.get("headers", {}))
+            request = new_cell_message({}, message)
             reply = CoreCell.ALL_CELLS["server"].send_request("admin", "admin", order["site"], request, timeout=5.0)
-            body = reply.payload.body if isinstance(reply.payload, Message) else None
-            answer = {"code": reply.get_header("cn__return_code"), "body": str(body)}
+            said = reply.payload if isinstance(reply.payload, Message) else None
+            answer = {"code": reply.get_header("cn__return_code"), "body": str(said.body if said else None)}
             path.with_suffix(".partial").write_text(json.dumps(answer))
             path.unlink()
             path.with_suffix(".partial").rename(path.with_suffix(".answer"))
