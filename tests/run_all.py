@@ -18,6 +18,7 @@ PART_LIMIT_S = 3600
 SLOW = ("-m", "slow", "-s", "-v")
 RUNS = ("local_run", "private_run", "template_dp", "wire", "faults")
 GATE = ("inside_attacks", "bytes_counted", "dishonest_server")
+ATTACKS = ("altered_jobs", "leading_out", "replayed_answers")
 PARTS: dict[str, list[str]] = {
     "quick": ["-m", "not slow", "-n", "2", "--dist", "loadscope", "tests"],
     "units-slow": [*SLOW, "tests/ctslices", "tests/fedscan", "tests/attacks"],
@@ -32,7 +33,7 @@ PARTS: dict[str, list[str]] = {
         "tests/integration/test_server_clean.py",
     ],
     "gate": [*SLOW, *(f"tests/integration/test_{name}.py" for name in GATE)],
-    "altered": [*SLOW, "tests/integration/test_altered_jobs.py"],
+    "attacks": [*SLOW, *(f"tests/integration/test_{name}.py" for name in ATTACKS)],
     "site": [*SLOW, "tests/integration/test_installed_site.py", "tests/integration/test_second_start.py"],
     "provisioned": [*SLOW, "tests/integration/test_provisioned.py", "tests/integration/test_handshakes.py"],
     "remote": [*SLOW, "tests/integration/test_remote_run.py", "tests/integration/test_remote_tools.py"],

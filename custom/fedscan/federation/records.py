@@ -20,6 +20,9 @@ class SiteEntry(BaseModel):
 
     answered: bool
     refused: str | None = Field(default=None, description="why its answer was not taken, or what it said instead")
+    also_refused: tuple[str, ...] | None = Field(
+        default=None, description="why further answers of it were not taken: sent again, late, of another task or job"
+    )
     examples: int | None = None
     patients: int | None = None
     unit: str | None = Field(default=None, description="patient, or image where patients are unknown")

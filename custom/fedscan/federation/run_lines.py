@@ -16,6 +16,7 @@ def describe(record: RoundRecord, plan: Plan) -> str:
         answered = sum(entry.answered for entry in record.sites.values())
         loss = f"{record.loss:.4f}" if record.loss is not None else "-"
         silent = [f"{site}: {e.refused}" for site, e in sorted(record.sites.items()) if not e.answered]
+        silent += [f"{site}: {why}" for site, e in sorted(record.sites.items()) for why in e.also_refused or ()]
         missing = f" ({'; '.join(silent)})" if silent else ""
         return f"round {record.round + 1}/{plan.rounds}: {answered} of {len(record.asked)} sites{missing}, loss {loss}"
     if record.event == "repeat":

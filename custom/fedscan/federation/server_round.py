@@ -25,6 +25,8 @@ from fedscan.training.checkpoints import Checkpoint
 from fedscan.training.ema import Ema
 from fedscan.training.update_codec import decode, wire_form
 
+NO_ANSWER = "no answer in time"
+
 
 class RunStoppedError(RuntimeError):
     """The run cannot go on; its last good model stays."""
@@ -227,9 +229,9 @@ class ServerRound:
         model_digest: str | None = None,
         reason: str | None = None,
     ) -> RoundRecord:
-        """This try as a line of rounds.jsonl; asked sites that never spoke are `no answer in time`."""
+        """This try as a line of rounds.jsonl; asked sites that never spoke are NO_ANSWER."""
         shares = shares or {}
-        silent = SiteEntry(answered=False, refused="no answer in time")
+        silent = SiteEntry(answered=False, refused=NO_ANSWER)
         entries = {
             site: self._entries.get(site, silent).model_copy(update={"weight": shares.get(site)}) for site in self.asked
         }

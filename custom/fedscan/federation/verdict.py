@@ -176,6 +176,8 @@ def _rejections(own: Iterable[RoundRecord]) -> Iterator[Rejection]:
             if not entry.answered:
                 reason = entry.refused or "no reason told"
                 yield Rejection(round=record.round or 0, attempt=record.attempt or 1, site=site, reason=reason)
+            for reason in entry.also_refused or ():
+                yield Rejection(round=record.round or 0, attempt=record.attempt or 1, site=site, reason=reason)
 
 
 def _strangers(read: Sequence[RoundRecord], own: Sequence[RoundRecord]) -> Iterator[str]:

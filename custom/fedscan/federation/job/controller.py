@@ -18,7 +18,8 @@ from nvflare.app_common.workflows.fedavg import FedAvg
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
-from fedscan.federation import job_results, messages, records, round_feed, unreadable_answers, versions
+from fedscan.federation import job_results, messages, records, round_feed, turned_away, unreadable_answers, versions
+from fedscan.federation.audit_log import AuditError, AuditLog
 from fedscan.federation.job.persistor import CheckpointPersistor
 from fedscan.federation.kept_updates import KeptUpdates
 from fedscan.federation.run_start import write_model
@@ -56,6 +57,8 @@ class DiffusionFedAvg(FedAvg):
         self._parent = os.getppid()
         self._revocations: ServerRevocations | None = None
         self._known = Known(None, {})
+        self._turned_away = turned_away.TurnedAway()
+        self._audit: AuditLog | None = None
 
     @property
     def job(self) -> ServerJob:
@@ -95,7 +98,9 @@ class DiffusionFedAvg(FedAvg):
         engine = fl_ctx.get_engine()
         engine.register_app_command(round_feed.TOPIC, self._tell)
         unreadable_answers.outlive(self._cannot_read)
+        turned_away.listen(self._turned_away.add)
         workspace = engine.get_workspace()
+        self._audit = AuditLog(Path(workspace.get_root_dir()))
         self._revocations = ServerRevocations(
             local=Path(workspace.get_site_config_dir()),
             root_ca=Path(workspace.get_file_path_in_startup(ROOT)),
@@ -239,6 +244,8 @@ class DiffusionFedAvg(FedAvg):
                 self._round.refuse(client_name, self._why(str(code)))
             elif not _is_model(result):  # NVFlare drops it, and would say nothing of it
                 self._round.refuse(client_name, unreadable_answers.NO_UPDATE)
+        if is_unknown_task:
+            self._turned_away.add(client_name, turned_away.NO_TASK)
         accepted: bool = super()._accept_train_result(client_name, result, fl_ctx, is_unknown_task)
         return accepted and not is_unknown_task
 
@@ -278,12 +285,20 @@ class DiffusionFedAvg(FedAvg):
             self._append(self._record)
 
     def _append(self, record: records.RoundRecord) -> None:
+        """A round with what was turned away meanwhile; the server's chained log holds all that was refused, too."""
+        if record.event in ("round", "repeat"):
+            record = self._turned_away.into(record)
         try:
             records.append(self.job.rounds_file, record)
         except OSError:
             job_results.give_room(self.job)
             records.append(self.job.rounds_file, record)
         job_results.publish(self.job)
+        try:
+            if self._audit is not None:
+                turned_away.note(self._audit, record, str(self.fl_ctx.get_job_id()))
+        except (OSError, AuditError) as error:
+            self.error(f"the audit log is not written: {error}")
 
     def persist(self, state: Checkpoint) -> None:
         """Hands a state to the persistor as NVFlare's learnable."""
