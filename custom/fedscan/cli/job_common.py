@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from fedscan.cli.output import fail
+from fedscan.cli.output import fail, say
 
 if TYPE_CHECKING:
     from fedscan.federation.findings import Finding
@@ -62,7 +62,7 @@ def listener() -> Listener:
     started = time.monotonic()
 
     def listen(progress: Progress) -> None:
-        typer.echo(f"[{time.monotonic() - started:6.1f} s] {progress.text}", err=True)
+        say(f"[{time.monotonic() - started:6.1f} s] {progress.text}", err=True)
 
     return listen
 
@@ -88,7 +88,7 @@ def spoken(stopped: str) -> Iterator[None]:
 def fail_with(findings: list[Finding]) -> NoReturn:
     """Every finding in a line, then status 1."""
     for finding in findings:
-        typer.secho(f"{finding.level}: {finding.where}: {finding.text}", err=True)
+        say(f"{finding.level}: {finding.where}: {finding.text}", err=True)
     raise typer.Exit(1)
 
 

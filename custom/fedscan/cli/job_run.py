@@ -11,7 +11,7 @@ import typer
 
 from fedscan.cli.job_common import AsJson, Init, Job, Kit, Site, listener, named_sites, spoken
 from fedscan.cli.job_curves import curves
-from fedscan.cli.output import fail, print_json
+from fedscan.cli.output import fail, print_json, say
 
 if TYPE_CHECKING:
     from fedscan.federation.local_run import Listener, Progress
@@ -127,7 +127,7 @@ def watch(which: Which, kit: Kit = None, as_json: AsJson = False) -> None:
             if _is_job(which, kit):
                 assert kit is not None
                 status = remote_run.watch_job(which, kit, listen)
-                typer.echo(f"{status}. What it came to: fedscan job download {which} --kit {kit} --out RUN", err=True)
+                say(f"{status}. What it came to: fedscan job download {which} --kit {kit} --out RUN", err=True)
             elif _has_kit(Path(which)):
                 judged = remote_run.watch(Path(which), listen)
                 if judged is not None:
@@ -218,7 +218,7 @@ def _show(judged: Verdict, out: Path, as_json: bool) -> None:
         print_json(judged.model_dump(mode="json"))
     else:
         for line in verdict.lines(judged):
-            typer.echo(line, err=True)
+            say(line, err=True)
         if (model := out / "model.safetensors").exists():
             typer.echo(str(model))
     if not judged.good:
@@ -242,6 +242,6 @@ def _json_lines() -> Listener:
         if progress.record is not None:
             typer.echo(json.dumps(progress.record.model_dump(mode="json", exclude_none=True)))
         else:
-            typer.echo(progress.text, err=True)
+            say(progress.text, err=True)
 
     return listen

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedscan.cli.output import fail, print_json, print_table
+from fedscan.cli.output import fail, print_json, print_table, say
 from fedscan.cli.site import AsJson
 
 if TYPE_CHECKING:
@@ -192,11 +192,11 @@ def _show(job: Path, answer: _Answer) -> None:
     if rows:
         print_table(f"{job} at {answer.site}", ("what", "value"), rows)
     for note in answer.notes:
-        typer.echo(f"note: {note}")
+        say(f"note: {note}")
     if expected is not None and expected.warns:
         text = f"noise per patient is above {WARN_ABOVE:g}: hardly more than the public start is to be expected"
         typer.secho(f"warning: {text} (docs/privacy.md)", err=True)
     for reason in answer.reasons:
-        typer.echo(f"refused: {reason}")
+        say(f"refused: {reason}")
     if not answer.reasons:
         typer.echo(f"{answer.site} would run {job}.")

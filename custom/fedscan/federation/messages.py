@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedscan import __version__
 from fedscan.federation.versions import PROTOCOL, other_protocol
+from fedscan.readable import readable
 
 TASK_TRAIN = "train"
 REFUSED_BY_POLICY = "refused by policy"
@@ -109,4 +110,5 @@ def _parse(kind: type[_M], meta: object, what: str) -> _M:
         return kind.model_validate(meta)
     except ValidationError as error:
         fields = sorted({".".join(str(part) for part in item["loc"]) or "(all)" for item in error.errors()})
-        raise MessageError(f"{what} record is malformed in: {', '.join(fields)[:200]}") from None
+        # A field that no record has was named by the sender.
+        raise MessageError(f"{what} record is malformed in: {readable(', '.join(fields))[:200]}") from None

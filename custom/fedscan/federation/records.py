@@ -10,6 +10,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedscan.privacy_plan import SiteName
+from fedscan.readable import Readable
+
 Event = Literal["started", "asked", "round", "repeat", "finished", "stopped"]
 
 
@@ -19,14 +22,14 @@ class SiteEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     answered: bool
-    refused: str | None = Field(default=None, description="why its answer was not taken, or what it said instead")
-    also_refused: tuple[str, ...] | None = Field(
+    refused: Readable | None = Field(default=None, description="why its answer was not taken, or what it said instead")
+    also_refused: tuple[Readable, ...] | None = Field(
         default=None, description="why further answers of it were not taken: sent again, late, of another task or job"
     )
     examples: int | None = None
     patients: int | None = None
-    unit: str | None = Field(default=None, description="patient, or image where patients are unknown")
-    values: str | None = Field(default=None, description="hu or grey")
+    unit: Readable | None = Field(default=None, description="patient, or image where patients are unknown")
+    values: Readable | None = Field(default=None, description="hu or grey")
     field_mm: float | None = None
     steps: int | None = None
     loss: float | None = None
@@ -34,7 +37,7 @@ class SiteEntry(BaseModel):
     seconds: float | None = Field(default=None, description="of local training, as the site says")
     bytes_received: int | None = Field(default=None, description="of the answer's tensors, as received")
     update_norm: float | None = Field(default=None, description="L2 norm of the update")
-    update_digest: str | None = None
+    update_digest: Readable | None = None
 
 
 class RoundRecord(BaseModel):
@@ -43,19 +46,19 @@ class RoundRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     event: Event
-    time: str = Field(description="UTC, ISO 8601")
-    run_id: str
-    plan_digest: str
+    time: Readable = Field(description="UTC, ISO 8601")
+    run_id: Readable
+    plan_digest: Readable
     round: int | None = None
     attempt: int | None = Field(default=None, description="1 for the first try of this round")
-    asked: tuple[str, ...] = ()
-    sites: dict[str, SiteEntry] = Field(default_factory=dict)
+    asked: tuple[SiteName, ...] = ()
+    sites: dict[SiteName, SiteEntry] = Field(default_factory=dict)
     loss: float | None = Field(default=None, description="of the accepted answers, weighted as the plan weighs them")
     seconds: float | None = Field(default=None, description="of the whole round, from asking to the checkpoint")
     bytes_sent: int | None = Field(default=None, description="of the global model's tensors, to all asked sites")
-    model_digest: str | None = Field(default=None, description="of the global weights after this round")
-    reason: str | None = None
-    stamps: tuple[str, ...] = Field(default=(), description="what every output of this run must say of it")
+    model_digest: Readable | None = Field(default=None, description="of the global weights after this round")
+    reason: Readable | None = None
+    stamps: tuple[Readable, ...] = Field(default=(), description="what every output of this run must say of it")
 
 
 def append(path: Path, record: RoundRecord) -> None:
