@@ -9,6 +9,7 @@ from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 
+from fedscan.federation.certificate_wait import wait_until_it_holds
 from fedscan.federation.gate_door import Door, Release
 from fedscan.federation.gate_frames import BlockedError, Frame
 from fedscan.federation.outgoing import watch_frames
@@ -19,11 +20,12 @@ class SiteByteCounter(FLComponent):  # type: ignore[misc]
 
     Counts each frame of the parent process, and holds it to the parent's own list in `gate_tables`. NVFlare builds it
     in each job process as well, before the site's OutboundGate takes its place: a job process without one sends
-    nothing.
+    nothing. It is built before anything connects, so that a certificate that does not hold is waited for here.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        wait_until_it_holds()
         self._door = Door(lambda: None)
         watch_frames(self._watch)
 

@@ -25,11 +25,13 @@ class CertificateError(ValueError):
 
 @dataclass(frozen=True)
 class Flaw:
-    """What is wrong with one certificate. `expiry`: it is a matter of days, and a renewed kit mends it."""
+    """What is wrong with one certificate. `expiry`: it is a matter of days, and a renewed kit mends it. `clock`: it does
+    not hold yet by this machine's clock."""
 
     text: str
     expiry: bool = False
     warning: bool = False
+    clock: bool = False
 
 
 def load(path: Path) -> x509.Certificate:
@@ -102,7 +104,8 @@ def _dates(name: str, certificate: x509.Certificate, now: datetime) -> Iterator[
     if certificate.not_valid_before_utc > now:
         yield Flaw(
             f"startup/{name} holds from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC only: this machine's "
-            "clock is behind, or the kit was made under a wrong one"
+            "clock is behind, or the kit was made under a wrong one",
+            clock=True,
         )
     if left < 0:
         yield Flaw(f"startup/{name} ended on {end}, {-left} days ago: the server takes no connection", expiry=True)

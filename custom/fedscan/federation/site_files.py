@@ -22,6 +22,7 @@ RENEW = (
     "ask the operator for a renewed kit, lay it in this one's place and run `fedscan site install KIT`: ledger and "
     "policy are kept"
 )
+SET_CLOCK = "turn on NTP (timedatectl set-ntp true); if this clock is right, tell the operator"
 
 
 def findings(kit: Kit, now: datetime | None = None) -> Iterator[Check]:
@@ -32,6 +33,8 @@ def findings(kit: Kit, now: datetime | None = None) -> Iterator[Check]:
     for flaw in site_certificates.flaws(kit.startup, kit.site, now):
         if flaw.warning:
             yield warning("renewal", flaw.text, RENEW)
+        elif flaw.clock:
+            yield error("certificates", flaw.text, SET_CLOCK)
         else:
             yield error("renewal" if flaw.expiry else "certificates", flaw.text, RENEW if flaw.expiry else NEW_KIT)
 

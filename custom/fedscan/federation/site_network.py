@@ -17,6 +17,7 @@ from cryptography import x509
 
 from fedscan.federation import site_processes
 from fedscan.federation.site_certificates import common_name
+from fedscan.federation.site_files import SET_CLOCK
 from fedscan.federation.site_findings import Check, error, warning
 from fedscan.federation.site_kit import Kit
 from fedscan.federation.site_settings import listening_port
@@ -25,6 +26,8 @@ NAMES = ("server", "clock", "listening-port")
 TIMEOUT_S = 10.0
 WARN_CLOCK_S = 60.0
 ERROR_CLOCK_S = 600.0
+_NOT_NOW = (9, 10)
+"""X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL's x509_vfy.h."""
 _REFUSED = "ask the operator; an expired or revoked certificate needs a renewed kit"
 _REQUEST = b"HEAD / HTTP/1.1\r\nHost: fedscan-preflight\r\nConnection: close\r\n\r\n"
 
@@ -70,6 +73,10 @@ def _handshake(kit: Kit, connection: socket.socket, where: str) -> Iterator[Chec
             yield from _identity(kit, tls, where)
             answer = _ask(tls)
     except ssl.SSLCertVerificationError as trouble:
+        if trouble.verify_code in _NOT_NOW:
+            text = f"{where} shows a certificate that does not hold by this machine's clock: {trouble.verify_message}"
+            yield error("server", text, SET_CLOCK)
+            return
         text = f"{where} does not show a certificate of this federation: {trouble.verify_message}"
         yield error("server", text, "a proxy that opens TLS stands between, or it is another server: ask the operator")
         return

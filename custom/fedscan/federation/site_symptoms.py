@@ -42,6 +42,13 @@ LOGS = (
         _CHECK,
     ),
     _log(
+        "certificate",
+        r"this site's certificate does not hold now",
+        "the site waits: its certificate has ended, or does not hold yet by this machine's clock",
+        "fedscan site check KIT says which: turn on NTP, or lay a renewed kit in this one's place; the site then goes "
+        "on by itself",
+    ),
+    _log(
         "displaced",
         r"Connection \[CN\d+ Not Connected\] is closed|already registered with another token",
         "connections to the server ended again and again. Most often a second process with the same kit (a second "

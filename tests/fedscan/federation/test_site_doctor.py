@@ -25,6 +25,9 @@ REAL = {
     "exception ClientConnectorError: <class 'aiohttp.client_exceptions.ClientConnectorError'>",
     "server-hangs-up": "{stamp} - conn_manager - ERROR - Connector [CH00001 ACTIVE http://localhost:54245] failed with "
     "exception ServerDisconnectedError: <class 'aiohttp.client_exceptions.ServerDisconnectedError'>",
+    "certificate": "{stamp} - FedscanCertificate - ERROR - this site's certificate does not hold now (startup/client.crt "
+    "holds from 2026-11-30 07:15 to 2027-11-25 07:15 UTC, and the clock says 2026-11-30 06:18): waiting for the right "
+    "time, or for a renewed kit in this one's place",
     "displaced": "{stamp} - conn_manager - INFO - Connection [CN0000{n} Not Connected] is closed PID: 9564",
     "heartbeat-lost": "{stamp} - CoreCell - ERROR - [ME=hosp-b O=hosp-b D=server F=hosp-b T=server CH=task "
     "TP=heart_beat SCH=? STP=? SEQ={n}] cannot send to 'server': target_unreachable",
