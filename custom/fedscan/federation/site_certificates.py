@@ -25,8 +25,8 @@ class CertificateError(ValueError):
 
 @dataclass(frozen=True)
 class Flaw:
-    """What is wrong with one certificate. `expiry`: it is a matter of days, and a renewed kit mends it. `clock`: it does
-    not hold yet by this machine's clock."""
+    """What is wrong with one certificate. `expiry`: it is a matter of days, and a renewed kit mends it. `clock`: it is
+    not valid yet by this machine's clock."""
 
     text: str
     expiry: bool = False
