@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -187,3 +188,26 @@ def test_commands_make_and_lay_a_list(federation: Federation, state: Path, tmp_p
     assert "no certificate to 'x@y'" in run("federation", "revoke", "x@y", "--state", state, "--list", file).stderr
     assert "no startup/fed_client.json" in run("site", "revoke", file, "--kit", kit).stderr
     (kit / "local" / revocation.FILE).unlink()
+
+
+def test_of_two_lists_laid_at_once_the_newer_stays(
+    state: Path, tmp_path: Path, held: Revocations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that sends an old list with each task could else take a new one away while it is laid by hand."""
+    file = tmp_path / "list"
+    older, newer = made(state, file, LEAD), made(state, file, SITE)
+    write = revocation.write_whole
+    by_hand = threading.Thread(target=held.lay, args=(newer,))
+
+    def slowly(*args: Any, **named: Any) -> None:
+        if not by_hand.is_alive():
+            by_hand.start()
+            by_hand.join(0.5)
+        write(*args, **named)
+
+    monkeypatch.setattr(revocation, "write_whole", slowly)
+    held.lay(older)
+    by_hand.join(10.0)
+    newest = held.newest()
+    assert newest is not None
+    assert newest.number == 2
