@@ -1,4 +1,7 @@
-"""Nobody gets in: a provisioned consortium at work, and people, kits and connections that have no business in it."""
+"""Nobody gets in: a provisioned consortium at work, and people, kits and connections that have no business in it.
+
+Each is refused, and the refusal is in the chained log of whoever refused.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,10 @@ from nvflare.fuel.flare_api.api_spec import AuthorizationError
 
 from fedscan.federation import admin, consortium, consortium_run, job_folder, kits, processes
 from fedscan.federation.admin import AdminError, NotAllowedError
+from fedscan.federation.audit_log import AuditLog
 from fedscan.federation.consortium import Consortium
 from fedscan.federation.messages import REFUSED_BY_POLICY
+from fedscan.federation.site_folder import notes_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -33,6 +38,8 @@ SITES = ("hosp-a", "hosp-b", "hosp-c")
 LEAD, OPERATOR, OBSERVER = (f"{name}@fedscan.example.org" for name in ("lead", "operator", "observer"))
 IT_A, IT_B = (f"it@hospital-{letter}.example.org" for letter in "ab")
 LIMIT_S = 120.0
+HANDSHAKE = "a connection, in its TLS handshake: "
+STRANGERS = ("PEER_DID_NOT_RETURN_A_CERTIFICATE", "unable to get local issuer certificate", "certificate has expired")
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,13 @@ class World:
         """Sites, as the server sees them now, with the time of their last heartbeat."""
         with self.session(OBSERVER) as session:
             return {c.name: c.last_connect_time for c in session.get_system_info().client_info}
+
+    def noted(self, name: str, *words: str, who: str = "") -> bool:
+        """Whether a refusal with these words is in the chained log of a participant, which holds."""
+        found = AuditLog(notes_of(self.ours.kit(name))).verify()
+        assert found.ok, found.faults
+        refused = [event for event in found.events if event.what == "refused" and who in ("", event.who)]
+        return any(all(word in event.text for word in words) for event in refused)
 
     @contextlib.contextmanager
     def session(self, person: str) -> Iterator[Any]:
@@ -154,6 +168,7 @@ def test_the_server_speaks_with_certificates_of_its_own_root_alone(world: World,
     assert _talk(port, None) == b""
     assert _talk(port, _kit_certificate(world.other.kit("hosp-a"))) == b""
     assert _talk(port, _expired(world, tmp_path)) == b""
+    assert all(world.noted(world.ours.server, HANDSHAKE, why) for why in STRANGERS)
 
 
 @pytest.mark.parametrize("name", ["localhost", *SITES])
@@ -168,6 +183,7 @@ def test_nor_does_a_port_for_own_job_processes(world: World, tmp_path: Path, nam
         plain.sendall(b"\x00" * 64)
         with contextlib.suppress(ConnectionError):
             assert b"NVFLARE" not in plain.recv(1000)
+    assert all(world.noted(name, HANDSHAKE, why) for why in (*STRANGERS, "WRONG_VERSION_NUMBER"))
 
 
 def _copied(kit: Path, to: Path, certificate_of: Path) -> Path:
@@ -185,6 +201,8 @@ def test_nobody_logs_in_as_a_lead_with_another_certificate(world: World, tmp_pat
     kit = _copied(world.ours.kit(LEAD), tmp_path / "lead", certificate_of)
     with pytest.raises(AdminError), admin.session(kit, LEAD, world.check, timeout_s=15):
         pass
+    words = (HANDSHAKE, STRANGERS[1]) if whose == "other lead" else ("failed to verify client identity", "CNMismatch")
+    assert world.noted(world.ours.server, *words)
 
 
 @pytest.mark.parametrize("whose", ["hosp-b", LEAD])
@@ -201,6 +219,7 @@ def test_no_site_registers_under_another_sites_name(world: World, tmp_path: Path
     assert "Successfully registered" not in (kit / "console.log").read_text(errors="replace")
     _wait_for(lambda: world.connected()["hosp-c"] > ended)
     world.check()
+    assert world.noted(world.ours.server, "conn_manager: Error processing frame")
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:
@@ -238,6 +257,8 @@ def test_nobody_from_elsewhere_looks_into_a_site_or_stops_it(world: World, perso
         for what, said in _answers(session, "hosp-a"):
             assert any(words in said for words in WORDS), (what, said)
     world.check()
+    for right in ("cat", "ls", "report_resources", "restart", "shutdown"):
+        assert world.noted("hosp-a", f"not authorized: {right}", who=person), right
 
 
 @pytest.mark.parametrize("person", [OPERATOR, OBSERVER, IT_A])
@@ -245,6 +266,7 @@ def test_only_leads_submit(world: World, person: str, repository: Path, tmp_path
     job_folder.new(repository / "jobs" / "ct_fedavg", tmp_path / "job", ["model.preset=tiny"], SITES)
     with world.session(person) as session, pytest.raises(NotAllowedError):
         admin.submit(session, tmp_path / "job")
+    assert world.noted(world.ours.server, "not authorized: submit_job", who=person)
 
 
 def _deployed(world: World, job: Path) -> str:
@@ -263,6 +285,7 @@ def test_a_lead_ships_no_code(world: World, repository: Path, tmp_path: Path) ->
     detail = _deployed(world, job)
     assert "BYOC" in detail or REFUSED_BY_POLICY in detail, detail
     assert "OK" not in detail.replace("server: OK", "")
+    assert all(world.noted(site, "job: ", REFUSED_BY_POLICY) for site in SITES)
 
 
 def test_a_kit_that_was_not_installed_takes_no_job(world: World, repository: Path, tmp_path: Path) -> None:
@@ -271,6 +294,7 @@ def test_a_kit_that_was_not_installed_takes_no_job(world: World, repository: Pat
     assert all(f"{site}: NVFLARE_ERROR: {REFUSED_BY_POLICY}" in detail for site in SITES), detail
     for site in SITES:
         assert "site.json" in (world.ours.kit(site) / "local" / "refusals.jsonl").read_text()
+        assert world.noted(site, "deploy: site.json cannot be read")
 
 
 def test_what_server_and_sites_wrote_is_their_owners_alone(world: World) -> None:
@@ -295,12 +319,19 @@ def test_own_administrators_stop_their_own_site(world: World) -> None:
     assert (world.ours.kit("hosp-a") / "shutdown.fl").exists()  # what keeps a service manager from starting it again
 
 
-def test_a_sites_kit_used_as_an_admins_has_no_rights(world: World, repository: Path, tmp_path: Path) -> None:
-    """NVFlare lets it log in under its own name, without a role: the policy gives that nothing. Last of all tests
-    here, because the site itself is then no longer known to the server."""
+def test_a_sites_kit_used_as_an_admins_does_not_get_in_beside_the_site(world: World, tmp_path: Path) -> None:
     kit = _copied(world.ours.kit(LEAD), tmp_path / "lead", world.ours.kit("hosp-b"))
+    with pytest.raises(AdminError), admin.session(kit, "hosp-b", timeout_s=15):
+        pass
+    assert world.noted(world.ours.server, "a second start of hosp-b was refused")
+
+
+def test_a_sites_kit_used_as_an_admins_has_no_rights(world: World, repository: Path, tmp_path: Path) -> None:
+    """While the site is away, NVFlare lets it log in under its own name, without a role: the policy gives that
+    nothing. After the test that stops hosp-a."""
+    kit = _copied(world.ours.kit(LEAD), tmp_path / "lead", world.ours.kit("hosp-a"))
     job_folder.new(repository / "jobs" / "ct_fedavg", tmp_path / "job", ["model.preset=tiny"], SITES)
-    with admin.session(kit, "hosp-b", timeout_s=LIMIT_S) as session:
+    with admin.session(kit, "hosp-a", timeout_s=LIMIT_S) as session:
         with pytest.raises(NotAllowedError):
             admin.submit(session, tmp_path / "job")
         for ask in (session.list_jobs, session.get_system_info, session.list_studies):
@@ -308,3 +339,5 @@ def test_a_sites_kit_used_as_an_admins_has_no_rights(world: World, repository: P
                 ask()
         for what, said in _answers(session, "hosp-c"):
             assert any(words in said for words in WORDS), (what, said)
+    for right in ("submit_job", "list_jobs", "check_status"):
+        assert world.noted(world.ours.server, f"not authorized: {right}", who="hosp-a"), right
