@@ -31,7 +31,7 @@ from nvflare.fuel.flare_api.api_spec import (
 )
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 
-from fedscan.federation import job_form
+from fedscan.federation import job_form, safe_download
 
 START_TIMEOUT_S = 180.0
 _NOT_YET = (NoConnection, InternalError, AuthenticationError, FLCommunicationError, ConnectionError, TimeoutError)
@@ -218,4 +218,4 @@ def abort(opened: Session, job_id: str) -> None:
 def download(opened: Session, job_id: str, into: Path) -> Path:
     """A job's stored result below `into`: `workspace/` is what the server's job left. Raises AdminError."""
     with _plain_words(f"download of job {job_id}"):
-        return Path(opened.download_job_result(job_id, str(into)))
+        return safe_download.job_result(opened, job_id, into)
