@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -16,14 +17,17 @@ import msgpack
 from nvflare.apis.fl_component import FLComponent
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
+from nvflare.fuel.f3.cellnet.defs import MessagePropKey
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 from nvflare.fuel.f3.drivers.driver_params import DriverParams
 from nvflare.fuel.f3.sfm.conn_manager import ConnManager
 from nvflare.fuel.f3.sfm.constants import HandshakeKeys, Types
 from nvflare.fuel.f3.sfm.prefix import PREFIX_LEN, Prefix
 from nvflare.fuel.utils.admin_name_utils import is_valid_admin_client_name
-from nvflare.private.defs import CellMessageHeaderKeys
+from nvflare.private.defs import CellMessageHeaderKeys, ClientType
 from nvflare.private.fed.server.client_manager import ClientManager
+
+from fedscan.readable import readable
 
 YOUNG_S = 15.0
 """A site sends a heartbeat every 10 s: one that was not heard for so long may be replaced."""
@@ -31,6 +35,8 @@ ASKED_S = 3.0
 """And it has at least so long to answer when it is asked whether it is there."""
 _LOOK_S = 0.1
 
+_asking = threading.Lock()
+_asked: weakref.WeakKeyDictionary[Any, threading.Thread] = weakref.WeakKeyDictionary()
 _log = logging.getLogger("FedscanSecondStart")
 _process_frame_task = ConnManager.process_frame_task
 _authenticated_client = ClientManager.authenticated_client
@@ -41,7 +47,8 @@ class SecondStart(FLComponent):  # type: ignore[misc]
 
     A newcomer under a name that has a connection waits until that connection closes or has been silent for YOUNG_S,
     and takes the name then; as soon as anything is heard over the old one, the newcomer's is closed. It tries again by
-    itself. A login is refused while the one before still speaks over the connection that the name has now.
+    itself. A login as a site counts over the connection of that site's name alone: NVFlare takes it over any, and ends
+    the one before.
     """
 
     def __init__(self) -> None:
@@ -54,22 +61,11 @@ class SecondStart(FLComponent):  # type: ignore[misc]
 
 
 class Names:
-    """Who has which name, since when, and who waits for it."""
+    """Who waits for which name."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._since: dict[str, float] = {}
         self._waiting: set[str] = set()
-
-    def taken(self, name: str) -> None:
-        """The name has a new connection now."""
-        with self._lock:
-            self._since[name] = time.time()
-
-    def since(self, name: str) -> float | None:
-        """When it got the connection that it has, in seconds of time.time()."""
-        with self._lock:
-            return self._since.get(name)
 
     def wait(self, name: str) -> bool:
         """Whether this newcomer may wait; False where another one does."""
@@ -93,8 +89,7 @@ def is_heard(old: Any, is_open: Callable[[], bool]) -> bool:
     heard_at = old.last_activity
     silent_s = min(max(time.time() - heard_at, 0.0), YOUNG_S)  # a clock may have been set back
     until = time.monotonic() + max(YOUNG_S - silent_s, ASKED_S)
-    # Sending blocks where nobody reads at the other end.
-    threading.Thread(target=old.send_heartbeat, args=(Types.PING,), daemon=True).start()
+    _ask(old)
     while time.monotonic() < until:
         if not is_open():
             return False
@@ -104,14 +99,22 @@ def is_heard(old: Any, is_open: Callable[[], bool]) -> bool:
     return False
 
 
+def _ask(old: Any) -> None:
+    """By a thread, since sending blocks where nobody reads at the other end; by one alone: such a holder, that speaks
+    and never reads, would else cost the server a thread with each newcomer."""
+    with _asking:
+        thread = _asked.get(old)
+        if thread is None or not thread.is_alive():
+            _asked[old] = threading.Thread(target=old.send_heartbeat, args=(Types.PING,), daemon=True)
+            _asked[old].start()
+
+
 def _install(names: Names) -> None:
     def process_frame_task(self: ConnManager, newcomer: Any, frame: Any) -> None:
         name = _wanted_name(self, newcomer, frame)
         holder = _holder(self, name) if name else None
         if holder is None or holder is newcomer:
             _process_frame_task(self, newcomer, frame)
-            if name:
-                names.taken(name)
         else:
             # Not in the pool of threads that serves all frames: newcomers would fill it.
             threading.Thread(target=decide, args=(self, newcomer, frame, name, holder), daemon=True).start()
@@ -125,15 +128,15 @@ def _install(names: Names) -> None:
                 _refuse(newcomer, name, "the first one is connected and was heard")
             elif _is_open(manager, newcomer):
                 _process_frame_task(manager, newcomer, frame)
-                names.taken(name)
         finally:
             names.waited(name)
 
     def authenticated_client(self: ClientManager, request: Any, fl_ctx: FLContext, client_type: Any) -> Any:
         name = str(request.get_header(CellMessageHeaderKeys.CLIENT_NAME))
-        if _speaks(self, name, names.since(name)):
-            _log.warning("a second start of %s was refused: it wanted to log in while the first one is heard", name)
-            fl_ctx.set_prop(FLContextKey.UNAUTHENTICATED, "a site of this name is at work", sticky=False)
+        over = getattr(request.get_prop(MessagePropKey.ENDPOINT), "name", None)
+        if not _may_log_in(self, name, over, client_type):
+            _log.warning("a login as %s over the connection of %s was refused", readable(name), over)
+            fl_ctx.set_prop(FLContextKey.UNAUTHENTICATED, "log in over your own connection", sticky=False)
             return None
         return _authenticated_client(self, request, fl_ctx, client_type)
 
@@ -178,13 +181,15 @@ def _is_open(manager: ConnManager, connection: Any) -> bool:
     return connection.get_name() in manager.sfm_conns
 
 
-def _speaks(clients: ClientManager, name: str, since: float | None) -> bool:
-    """Whether the site that is logged in sent a heartbeat over the connection that its name has now, lately."""
-    client = clients.name_to_clients.get(name)
-    if client is None or since is None:
-        return False
-    last = float(client.last_connect_time)
-    return last > since and time.time() - last < YOUNG_S
+def _may_log_in(clients: ClientManager, name: str, over: str | None, client_type: Any) -> bool:
+    """Whether this connection's name, which its certificate may have, may log in as `name`.
+
+    A person's console has a random name, and may have any certificate: it must not end a site's login.
+    """
+    if over == name:
+        return True
+    is_console = client_type == ClientType.ADMIN and is_valid_admin_client_name(over)
+    return is_console and name not in clients.name_to_clients
 
 
 def _refuse(newcomer: Any, name: str, why: str) -> None:

@@ -1,4 +1,4 @@
-"""Logs in as a site over a connection that it names as a job of that site: KIT JOB. Its last line says what came of it.
+"""Logs in as a site over a connection named as a job of KIT's: KIT JOB SITE. Its last line says what came of it.
 
 With the site's own certificate, which NVFlare admits under each of the site's jobs' names.
 """
@@ -18,7 +18,7 @@ from nvflare.private.fed.authenticator import Authenticator
 from nvflare.private.fed.utils.fed_utils import nvflare_fobs_initialize
 
 
-def main(kit: Path, job: str) -> str:
+def main(kit: Path, job: str, site: str) -> str:
     """Whether it was let in, or why not."""
     nvflare_fobs_initialize()
     startup = kit / "startup"
@@ -42,7 +42,7 @@ def main(kit: Path, job: str) -> str:
     authenticator = Authenticator(
         cell=cell,
         project_name=server["name"],
-        client_name=kit.name,
+        client_name=site,
         client_type="regular",
         expected_sp_identity=server["identity"],
         secure_mode=True,
@@ -61,5 +61,5 @@ def main(kit: Path, job: str) -> str:
 
 
 if __name__ == "__main__":
-    print(main(Path(sys.argv[1]), sys.argv[2]), flush=True)
+    print(main(Path(sys.argv[1]), sys.argv[2], sys.argv[3]), flush=True)
     os._exit(0)  # NVFlare's threads do not end by themselves
