@@ -174,6 +174,11 @@ class AuditLog:
             return str(error) if isinstance(error, OwnFileError) else "the anchor is of another form"
         return Head(anchor.count, anchor.head)
 
+    def anchor_at(self, place: Path) -> Head | str | None:
+        """What an anchor of this log knows that lies there; None: nothing does; a text: it is none of this log's.
+        Raises AuditError."""
+        return AuditLog(self._folder.parent, place)._read_anchor(self._key()) if os.path.lexists(place) else None
+
     def _key(self) -> bytes:
         """Made with the first record. Raises AuditError."""
         path = self._folder / KEY

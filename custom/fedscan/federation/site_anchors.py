@@ -12,13 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ctslices.files import sync_folder, write_whole
-from fedscan.federation.audit_log import ANCHOR, FOLDER, AuditError, AuditLog
-from fedscan.privacy.anchor import AnchorFile
+from fedscan.federation.audit_log import ANCHOR, FOLDER, AuditError, AuditLog, Head
+from fedscan.privacy.anchor import Anchor, AnchorFile
 from fedscan.privacy.ledger import LedgerError
 from fedscan.privacy.own_files import OwnFileError, read_bounded, read_object
 from fedscan.privacy.site_file import SITE_JSON, Site, SiteError
 
 _MAX_BYTES = 1 << 24
+_KNOWS_MORE = (
+    "knows more than what lies here: this volume was put back to an earlier state. Keep both, and bring the newer "
+    "state (docs/site.md)"
+)
 
 
 class AnchorError(ValueError):
@@ -96,7 +100,7 @@ def _move_ledger(site: Site, to: Path) -> Site:
     try:
         ledger, key = site.open_ledger(), site.key()
         with ledger.lock():
-            _must_be_free(to, key, ledger.disk.anchor.read().ledger)
+            _must_be_free(to, key, ledger.disk.anchor.read())
             content = read_bounded(old.resolve(), "the ledger's anchor", _MAX_BYTES)
             write_whole(to.resolve(), content, mode=0o600)
             moved = _name(site, "anchor", to)
@@ -106,11 +110,17 @@ def _move_ledger(site: Site, to: Path) -> Site:
     return moved
 
 
-def _must_be_free(to: Path, key: bytes, identity: str) -> None:
-    """Or hold an earlier copy of this very anchor, as a stopped move leaves it."""
-    there = AnchorFile(to, key)
-    if there.exists and there.read().ledger != identity:
+def _must_be_free(to: Path, key: bytes, now: Anchor) -> None:
+    """Or hold an earlier copy of this very anchor, as a stopped move leaves it. A later one is what tells that this
+    volume was put back."""
+    file = AnchorFile(to, key)
+    if not file.exists:
+        return
+    there = file.read()
+    if there.ledger != now.ledger:
         raise AnchorError(f"{to} is another ledger's anchor: name another place")
+    if there.moved or there.count > now.count or (there.count == now.count and there.head != now.head):
+        raise AnchorError(f"{to} is of this ledger and {_KNOWS_MORE}")
 
 
 def _move_audit(site: Site, to: Path) -> None:
@@ -118,10 +128,9 @@ def _move_audit(site: Site, to: Path) -> None:
     _may_lie_there(to)
     try:
         with AuditLog(site.state).held() as log:
+            _must_be_free_for(log, to)
             if log.anchor.exists():
                 write_whole(to, read_bounded(log.anchor, "the audit log's anchor", _MAX_BYTES), mode=0o600)
-            elif to.exists():
-                raise AnchorError(f"{to} is another log's anchor: name another place")
             link = site.state / FOLDER / ANCHOR
             temporary = link.with_name(f".{ANCHOR}.{os.getpid()}.part")
             temporary.unlink(missing_ok=True)
@@ -130,6 +139,17 @@ def _move_audit(site: Site, to: Path) -> None:
             sync_folder(link.parent)
     except (AuditError, OwnFileError) as error:
         raise AnchorError(f"the audit log's anchor was not moved: {error}") from None
+
+
+def _must_be_free_for(log: AuditLog, to: Path) -> None:
+    """As `_must_be_free`."""
+    there, now = log.anchor_at(to), log.anchor_at(log.anchor)
+    if there is None:
+        return
+    if isinstance(there, str) or not isinstance(now, Head):
+        raise AnchorError(f"{to} is another log's anchor: name another place")
+    if there.count > now.count or (there.count == now.count and there != now):
+        raise AnchorError(f"{to} is of this audit log and {_KNOWS_MORE}")
 
 
 def _name(site: Site, key: str, place: Path) -> Site:

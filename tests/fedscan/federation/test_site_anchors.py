@@ -187,3 +187,33 @@ def test_site_json_that_a_person_edited_is_followed_by_install_and_checked(insta
     name(str(Site.open(installed).file.anchor))
     with pytest.raises(SiteError, match="are one file"):
         Site.open(installed)
+
+
+def test_a_volume_that_was_put_back_does_not_overwrite_what_tells_of_it(installed: Path, other_volume: Path) -> None:
+    """From a backup that is older than the move: its site.json knows nothing of the other volume, and whoever lays the
+    anchors there once more, as the page says, would else take away all that was noted since."""
+    spend(Site.open(installed), 0)
+
+    def moved_and_used() -> None:
+        install(installed, Choices(anchor=other_volume))
+        spend(Site.open(installed), 1)
+
+    put_back(private_of(installed), moved_and_used)
+    noted = {path.name: path.read_bytes() for path in other_volume.iterdir()}
+    with pytest.raises(InstallError, match="knows more than what lies here"):
+        install(installed, Choices(anchor=other_volume))
+    with pytest.raises(AnchorError, match="knows more than what lies here"):
+        settle(Site.open(installed), None, other_volume / "hosp-a.audit.anchor")
+    assert {path.name: path.read_bytes() for path in other_volume.iterdir()} == noted
+
+
+def test_another_logs_anchor_is_not_overwritten(installed: Path, other_volume: Path, tmp_path: Path) -> None:
+    """Two federations of one hospital, both with a site of this name, and one volume for anchors."""
+    AuditLog(Site.open(installed).state).append("answer", "ours")
+    other = AuditLog(tmp_path / "other", other_volume / "hosp-a.audit.anchor")
+    other.append("answer", "theirs")
+    with pytest.raises(AnchorError, match="another log's anchor"):
+        settle(Site.open(installed), None, other_volume / "hosp-a.audit.anchor")
+    other.append("answer", "theirs again")
+    assert other.verify().ok
+    AuditLog(Site.open(installed).state).append("answer", "ours again")
