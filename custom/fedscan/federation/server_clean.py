@@ -14,13 +14,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedscan.federation import kit_files, retention, revocation, server_shelf, site_heads, site_processes, verdict
+from fedscan.federation import (
+    kit_files,
+    retention,
+    revocation,
+    run_owner,
+    server_shelf,
+    site_heads,
+    site_processes,
+    verdict,
+)
 from fedscan.federation.places import SERVER_CONFIG, Retention, ServerPlaces
 from fedscan.federation.retention import Cleaned, Item, item
 
 UPDATES = "updates"
 _LOCK = ".server.lock"
-STUB = (verdict.FILE, site_heads.FILE)
+STUB = (verdict.FILE, site_heads.FILE, run_owner.FILE)
 """Of a run that went, what stays."""
 _META, _DATA = "meta", "data"
 _ENTRY = {_META, "scheduled"}

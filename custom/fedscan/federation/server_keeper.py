@@ -20,7 +20,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import Job, JobMetaKey
 from nvflare.apis.job_def_manager_spec import RunStatus
 
-from fedscan.federation import job_results
+from fedscan.federation import job_results, run_owner
 from fedscan.federation.places import PlacesError
 from fedscan.federation.run_note import META_KEY, RunNote
 from fedscan.federation.server_job import ServerJob
@@ -62,7 +62,7 @@ class ServerKeeper(FLComponent):  # type: ignore[misc]
         """Stores what the job left, and only then says that it ended: it can be downloaded from that moment on."""
         manager = _manager(engine)
         job = self._load(lost.job_id, engine, lost.meta)
-        if job is not None:
+        if job is not None and run_owner.is_of(job.run_folder, lost.meta.get(JobMetaKey.SUBMITTER_NAME.value)):
             _wait_and_judge(job)
             manager.update_meta(lost.job_id, note_of(job), fl_ctx)
         folder = Path(engine.get_workspace().get_run_dir(lost.job_id))

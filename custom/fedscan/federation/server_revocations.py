@@ -30,6 +30,11 @@ class ServerRevocations:
         self._revocations = Revocations(local / revocation.FILE, root_ca)
         self._submitter = verified_submitter(app, root_ca)
 
+    @property
+    def submitter(self) -> str | None:
+        """Who signed the job; None: nobody is known."""
+        return self._submitter.name if self._submitter else None
+
     def now(self, sites: Iterable[str]) -> Known:
         """Raises RunStoppedError where the job's submitter is revoked, or a list lies there that cannot be used."""
         try:

@@ -18,7 +18,16 @@ from nvflare.app_common.workflows.fedavg import FedAvg
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
-from fedscan.federation import job_results, messages, records, round_feed, turned_away, unreadable_answers, versions
+from fedscan.federation import (
+    job_results,
+    messages,
+    records,
+    round_feed,
+    run_owner,
+    turned_away,
+    unreadable_answers,
+    versions,
+)
 from fedscan.federation.audit_log import AuditError, AuditLog
 from fedscan.federation.job.persistor import CheckpointPersistor
 from fedscan.federation.kept_updates import KeptUpdates
@@ -89,23 +98,25 @@ class DiffusionFedAvg(FedAvg):
     def start_controller(self, fl_ctx: FLContext) -> None:
         """Reads plan and submission; the rounds that are left become NVFlare's own settings."""
         super().start_controller(fl_ctx)
-        self._job = ServerJob.from_context(fl_ctx)
-        self.start_round = self.job.submission.start_round
-        self.num_rounds = max(0, self.job.plan.rounds - self.start_round)
-        self.num_clients = self.job.plan.clients_per_round
-        if self.job.plan.privacy is not None:
-            self._heads = SiteHeads(self.job.heads_file, self.job.heads_of_runs)
         engine = fl_ctx.get_engine()
-        engine.register_app_command(round_feed.TOPIC, self._tell)
-        unreadable_answers.outlive(self._cannot_read)
-        turned_away.listen(self._turned_away.add)
         workspace = engine.get_workspace()
-        self._audit = AuditLog(Path(workspace.get_root_dir()))
         self._revocations = ServerRevocations(
             local=Path(workspace.get_site_config_dir()),
             root_ca=Path(workspace.get_file_path_in_startup(ROOT)),
             app=Path(workspace.get_app_dir(fl_ctx.get_job_id())),
         )
+        job = ServerJob.from_context(fl_ctx)
+        run_owner.claim(job.run_folder, self._revocations.submitter)
+        self._job = job
+        self.start_round = self.job.submission.start_round
+        self.num_rounds = max(0, self.job.plan.rounds - self.start_round)
+        self.num_clients = self.job.plan.clients_per_round
+        if self.job.plan.privacy is not None:
+            self._heads = SiteHeads(self.job.heads_file, self.job.heads_of_runs)
+        engine.register_app_command(round_feed.TOPIC, self._tell)
+        unreadable_answers.outlive(self._cannot_read)
+        turned_away.listen(self._turned_away.add)
+        self._audit = AuditLog(Path(workspace.get_root_dir()))
 
     def _cannot_read(self, token: str) -> None:
         """The site may send it again; what it sends then is judged as any answer."""
