@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from fedscan.federation import (
     site_processes,
     verdict,
 )
+from fedscan.federation.job_form import MAX_FILE_BYTES
 from fedscan.federation.places import SERVER_CONFIG, Retention, ServerPlaces
 from fedscan.federation.retention import Cleaned, Item, item
 
@@ -140,7 +142,7 @@ def _has_ended(job: Path) -> bool:
     try:
         with (job / _META).open("rb") as file:
             return str(json.loads(file.read(_MAX_META_BYTES))["status"]).startswith("FINISHED")
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -148,8 +150,10 @@ def _run_of(job: Path) -> str | None:
     try:
         with zipfile.ZipFile(job / _DATA) as packed:
             [name] = [name for name in packed.namelist() if name.endswith(f"/config/{SERVER_CONFIG}")]
-            return str(json.loads(packed.read(name))["submission"]["run_id"])
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+            with packed.open(name) as file:
+                text = file.read(MAX_FILE_BYTES + 1)  # a lead packed it: a little can be very much
+        return str(json.loads(text)["submission"]["run_id"]) if len(text) <= MAX_FILE_BYTES else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, RuntimeError, zlib.error, zipfile.BadZipFile):
         return None
 
 

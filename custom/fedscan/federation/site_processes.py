@@ -37,15 +37,25 @@ def of_server(kit: Path) -> Running:
 
 def _of(kit: Path, parent: str, job: str) -> Running:
     wanted = kit.resolve()
+    users = _users(wanted)
     parents, jobs = [], []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             command = process.cmdline()
+            if process.uids().effective not in users:
+                continue
             if parent in command and _workspace(command, parent) == wanted:
                 parents.append(process)
             elif job in command and _workspace(command, job) == wanted:
                 jobs.append((_after(command, ("-n", "--job_id")), process))
     return Running(tuple(parents), tuple(jobs))
+
+
+def _users(kit: Path) -> frozenset[int]:
+    """Whose processes may be the kit's: anybody with an account can give a process any command line."""
+    with contextlib.suppress(OSError):
+        return frozenset({kit.stat().st_uid, os.geteuid(), 0})
+    return frozenset({os.geteuid(), 0})
 
 
 def _workspace(command: Sequence[str], module: str) -> Path | None:

@@ -198,3 +198,33 @@ def test_runs_that_cannot_be_told_apart_are_left_and_said(kit: Path, tmp_path: P
     places = {"run_folder": str(tmp_path / "one"), "shelf": "shelf"}
     (kit / "local" / "server.json").write_text(json.dumps(places))
     assert "look after it by hand" in whys(kit)[tmp_path / "one"]
+
+
+@pytest.mark.parametrize(
+    "packed_config", ["[" * 100_000, json.dumps({"submission": {"run_id": OTHER}}) + " " * (1 << 21)]
+)
+def test_a_job_that_is_packed_with_ill_will_ends_no_cleaning(kit: Path, packed_config: str) -> None:
+    """Nested without end, or much longer than any job: no run is known to be free of it, and the rest goes."""
+    kept, waiting, ended = run(kit), job(kit, SECOND, status="SUBMITTED"), job(kit)
+    with zipfile.ZipFile(waiting / "data", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr(f"job/app_server/config/{SERVER_CONFIG}", packed_config)
+    cleaned = clean(kit)
+    assert [one.path for one in cleaned.removed] == [ended]
+    assert (kept / "model.safetensors").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a process of another user")
+def test_another_users_process_is_no_server(kit: Path) -> None:
+    """Whoever has an account here can give a process any command line: it would keep everything for ever."""
+    old, stored = run(kit), job(kit)
+    command = [sys.executable, "-c", "import sys; print(1, flush=True); sys.stdin.read()"]
+    command += ["-m", "nvflare.private.fed.app.server.runner_process", "-m", str(kit), "-n", JOB]
+    with subprocess.Popen(
+        ["/bin/sh", "-c", "echo; read x", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, user=65534
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            assert sorted(one.path for one in clean(kit).removed) == sorted([old, stored])
+        finally:
+            process.kill()
