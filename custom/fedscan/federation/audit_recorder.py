@@ -17,7 +17,7 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.fuel.sec.audit import EXCLUDED_ACTIONS, Auditor
 from nvflare.fuel.sec.authz import AuthorizationService
 
-from fedscan.federation import refusals, refused_jobs
+from fedscan.federation import no_payload_files, refusals, refused_jobs
 from fedscan.federation.audit_log import AuditError, AuditLog, What
 from fedscan.federation.audit_tls import note_refused_handshakes
 from fedscan.federation.places import PlacesError
@@ -56,6 +56,7 @@ class AuditRecorder(FLComponent):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
+        no_payload_files.refuse()
         self._log: AuditLog | None = None
         self._site: Path | None = None
         self._lock = threading.Lock()

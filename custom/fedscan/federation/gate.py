@@ -10,7 +10,7 @@ from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 
-from fedscan.federation import passed_answer
+from fedscan.federation import no_payload_files, passed_answer
 from fedscan.federation.gate_door import Door
 from fedscan.federation.messages import REFUSED_BY_POLICY
 from fedscan.federation.outgoing import watch_frames
@@ -28,6 +28,7 @@ class OutboundGate(FLComponent):  # type: ignore[misc]
         super().__init__()
         self._door = Door(passed_answer.passed_answer)
         self._result: object = None
+        no_payload_files.refuse()
         watch_frames(self._door)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:

@@ -21,6 +21,7 @@ from nvflare.fuel.utils import fobs
 from fedscan.federation import (
     job_results,
     messages,
+    no_payload_files,
     records,
     round_feed,
     run_owner,
@@ -58,6 +59,7 @@ class DiffusionFedAvg(FedAvg):
             persistor_id="persistor", ignore_result_error=True, memory_gc_rounds=1, task_check_period=CHECK_S
         )
         fobs.register(TensorDecomposer)
+        no_payload_files.refuse()
         self._job: ServerJob | None = None
         self._state: Checkpoint | None = None
         self._round: ServerRound | None = None
