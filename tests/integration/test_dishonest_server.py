@@ -6,12 +6,13 @@ hosp-a has the counter in its parent process, hosp-b has not: what comes back fr
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from server_orders import order
+from watched import WatchedSite
 
 from fedscan.federation import byte_log, kits
 
@@ -50,21 +51,6 @@ def running(
         yield one
 
 
-def order(running: Any, site: str, topic: str, body: str) -> dict[str, str]:
-    """What the site answers to the server."""
-    folder = running.folder / "tap" / "orders"
-    name = f"{site}-{time.monotonic_ns()}"
-    (folder / f"{name}.partial").write_text(json.dumps({"site": site, "topic": topic, "body": body}))
-    (folder / f"{name}.partial").rename(folder / f"{name}.order")
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if (folder / f"{name}.answer").exists():
-            answer: dict[str, str] = json.loads((folder / f"{name}.answer").read_text())
-            return answer
-        time.sleep(0.1)
-    raise AssertionError("the server sent no order")
-
-
 def test_without_the_counter_a_site_reads_out_its_files(running: Any) -> None:
     assert PATIENT in order(running, OPEN, "sys.shell", "cat patients.txt")["body"]
     assert "privacy.json" in order(running, OPEN, "sys.shell", "ls local")["body"]
@@ -80,6 +66,8 @@ def test_with_it_nothing_leaves(running: Any, name: str) -> None:
 
 def test_what_was_asked_and_stayed_is_noted_at_the_site(running: Any) -> None:
     order(running, COUNTED, "sys.shell", "cat patients.txt")
+    kept_in = [e.text for e in WatchedSite(running, COUNTED).events() if e.what == "refused"]
+    assert any("gate: admin/admin: an answer to a command that is on no list" in text for text in kept_in)
     state = running.site(COUNTED).state
     assert any(
         "admin/admin: an answer to a command that is on no list" in reason for reason in running.reasons(COUNTED)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from watched import WatchedSite
 
 from fedscan.federation import job_folder, wall
 from fedscan.federation.messages import REFUSED_BY_POLICY
@@ -148,13 +149,15 @@ ATTACKS: dict[str, tuple[Callable[[Path], None], str]] = {
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_crafted_job_is_refused_at_deployment(running: Any, new_job: Callable[..., Path], name: str) -> None:
     change, reason = ATTACKS[name]
-    charged, noted = running.steps_charged(), len(running.reasons())
+    charged, noted, site = running.steps_charged(), len(running.reasons()), WatchedSite(running, SITE)
     meta = running.run(new_job(change=change))
     assert not meta["status"].endswith("COMPLETED")
     said = [entry for entry in meta["job_deploy_detail"] if entry.startswith(SITE)]
     assert said == [f"{SITE}: NVFLARE_ERROR: {REFUSED_BY_POLICY}"], "no more than the constant"
     assert len(running.reasons()) == noted + 1
     assert reason in running.reasons()[-1]
+    assert site.told("deploy: "), site.refused()
+    assert site.told(REFUSED_BY_POLICY)
     assert running.steps_charged() == charged
     assert nothing_left(running)
     assert not Path("/tmp/fedscan-spy").exists()
@@ -167,16 +170,17 @@ def nothing_left(running: Any) -> bool:
 
 def test_a_scope_without_the_sites_filter_is_unknown_here(running: Any, new_job: Callable[..., Path]) -> None:
     """meta.json is signed by nobody and names the privacy scope: a site has one, with its filter in it."""
-    charged = running.steps_charged()
+    charged, site = running.steps_charged(), WatchedSite(running, SITE)
     meta = running.run(new_job(change=edit(Path(job_folder.META), lambda m: m.update(scope="open"))))
     assert not meta["status"].endswith("COMPLETED")
     assert any("privacy scope 'open' is not allowed" in entry for entry in meta["job_deploy_detail"])
+    assert site.told("job: NVFLARE_ERROR: privacy scope 'open' is not allowed"), site.refused()
     assert (running.steps_charged(), nothing_left(running)) == (charged, True)
 
 
 def test_a_hostile_server_gets_a_constant_for_each_crafted_task(running: Any, new_job: Callable[..., Path]) -> None:
     """The deployed plan is good; the tasks are of another plan, run, round, model, form, ledger or name."""
-    charged = running.steps_charged()
+    charged, site = running.steps_charged(), WatchedSite(running, SITE)
     workflow = [{"id": "fedavg", "path": "hostile_server.HostileFedAvg", "args": {}}]
     job = new_job(change=edit(SERVER, lambda c: c.update(workflows=workflow)))
     running.run(job)
@@ -187,6 +191,7 @@ def test_a_hostile_server_gets_a_constant_for_each_crafted_task(running: Any, ne
     for asked, reply in replies.items():
         assert reply["code"] == ("TASK_UNKNOWN" if asked in aside else REFUSED_BY_POLICY), asked
         assert reply["keys"] == [], asked
+    assert site.told("round in run", "belongs to another plan"), site.refused()
     assert (running.steps_charged(), nothing_left(running)) == (charged, True)
 
 

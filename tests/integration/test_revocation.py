@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedscan.federation import job_folder, kits, local_run, processes, records, revocation
+from fedscan.federation.audit_log import AuditLog
 from fedscan.federation.local_run import Progress, RunError
 from fedscan.privacy.site_file import Site
 
@@ -39,6 +40,13 @@ class Run:
 
         local_run.run(self.job, self.sites, self.out, listen=listen)
 
+    def refused(self, folder: Path | None = None) -> str:
+        """What a chained log, which must hold, says of refusals: the server's, or that in a site's state folder."""
+        [server] = self.out.glob(f"federation/attempt-*/{kits.PROJECT}/prod_00/{kits.SERVER}")
+        found = AuditLog(folder or server).verify()
+        assert found.ok, found.faults
+        return "\n".join(f"{event.who}: {event.text}" for event in found.events if event.what == "refused")
+
     def records(self) -> Iterable[records.RoundRecord]:
         return records.read(self.out / "rounds.jsonl")
 
@@ -64,6 +72,7 @@ def test_a_revoked_leads_job_ends_at_the_server(run: Run) -> None:
     assert run.revoked_after is not None
     assert last.round <= run.revoked_after + 1, "a round may have begun before the list was laid"
     assert processes.belonging_to(run.out) == []
+    assert "submitter is revoked by list 1" in run.refused()
 
 
 def test_a_site_that_was_told_by_hand_ends_it_even_where_the_server_goes_on(run: Run) -> None:
@@ -77,8 +86,9 @@ def test_a_site_that_was_told_by_hand_ends_it_even_where_the_server_goes_on(run:
     later = [r for r in run.records() if r.event == "round" and (r.round or 0) > run.revoked_after + 1]
     assert later
     assert all(not record.sites["hosp-a"].answered and record.sites["hosp-b"].answered for record in later)
-    refused = (Site.open(run.sites["hosp-a"]).state / "refusals.jsonl").read_text()
-    assert "submitter: revoked by list 1" in refused
+    state = Site.open(run.sites["hosp-a"]).state
+    assert "submitter: revoked by list 1" in (state / "refusals.jsonl").read_text()
+    assert "submitter: revoked by list 1" in run.refused(state)
     assert not (Site.open(run.sites["hosp-b"]).state / "refusals.jsonl").exists()
 
 
@@ -90,5 +100,7 @@ def test_a_revoked_site_is_not_asked_again_and_others_learn_of_it(run: Run) -> N
     for record in later:
         assert record.asked == ("hosp-a",)
         assert "revoked by list 1" in (record.sites["hosp-b"].refused or "")
+    assert "hosp-b: answer, round" in run.refused()
+    assert "revoked by list 1" in run.refused()
     held = Site.open(run.sites["hosp-a"]).state / revocation.FILE
     assert held.read_text() == run.list.read_text(), "it came with a task"
