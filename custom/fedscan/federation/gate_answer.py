@@ -11,7 +11,7 @@ from typing import Any
 
 from fedscan.federation import gate_tables as tables
 from fedscan.federation.gate_clean import text_fits
-from fedscan.federation.gate_frames import BLOB, BlockedError, Frame
+from fedscan.federation.gate_frames import BLOB, TEXT, BlockedError, Frame
 
 _META_KEY = "fedscan"
 _TENSOR_REFERENCE = 6  # NVFlare's object type of a section that says where tensors are to be fetched
@@ -75,13 +75,17 @@ def references(frame: Frame, behind: list[tuple[int, int, bytes, bytes]]) -> lis
     """Where the tensors are to be fetched: at this process, by a random identity, and nothing else. Or BlockedError."""
     if len(behind) > 1:
         raise BlockedError("more than one reference behind a result")
-    for _, kind, _, data in behind:
+    for marker, kind, _, data in behind:
         try:
             told = json.loads(data)
         except ValueError:
             told = None
         wanted = {"fqcn": frame.me, "ref_id": told.get("ref_id") if isinstance(told, dict) else None}
-        if kind != _TENSOR_REFERENCE or told != wanted or not text_fits(tables.UUID, wanted["ref_id"]):
+        if (
+            (marker, kind) != (TEXT, _TENSOR_REFERENCE)
+            or told != wanted
+            or not text_fits(tables.UUID, wanted["ref_id"])
+        ):
             raise BlockedError("a reference of another form behind a result")
         if len(data) > len(json.dumps(wanted)):
             raise BlockedError("a reference of another form behind a result")

@@ -12,6 +12,8 @@ from fedscan.federation.gate_frames import BlockedError, Frame
 
 DROP: Final = object()
 """Instead of a part of which nothing is known."""
+MOST_ITEMS = 64
+"""Of a list: one without end could say anything in two words."""
 Rules = Callable[[str, str], bool]
 """Of a field's path and its value as text: whether both are of a known form."""
 
@@ -26,6 +28,9 @@ def known_part(node: Any, path: str, fits: Rules, taken: list[str], chunks: Call
         return node
     if isinstance(node, dict) and node:
         return _clean_mapping(node, path, fits, taken, chunks)
+    if isinstance(node, list | tuple) and len(node) > MOST_ITEMS:
+        taken.append(path)
+        return DROP
     if isinstance(node, list | tuple) and node:
         items = [known_part(item, f"{path}[]", fits, taken, chunks) for item in node]
         return DROP if any(item is DROP for item in items) else items
@@ -61,7 +66,7 @@ def _clean_mapping(
 
 def is_name(key: object) -> bool:
     """Whether a key or header has the form of a name."""
-    return isinstance(key, str) and re.fullmatch(r"[\w.-]{1,100}", key) is not None
+    return isinstance(key, str) and re.fullmatch(r"[\w.-]{1,100}", key, re.ASCII) is not None
 
 
 _KNOWN_WORDS = frozenset(
@@ -80,7 +85,7 @@ def shown_path(path: str) -> str:
 
 def text_fits(pattern: str, value: object) -> bool:
     """Whether a value's text is of this form, as a whole."""
-    return re.fullmatch(pattern, str(value)) is not None
+    return re.fullmatch(pattern, str(value), re.ASCII) is not None
 
 
 def rules_of(frame: Frame, table: Mapping[str, str]) -> Rules:
@@ -112,7 +117,7 @@ def _compiled(
     def filled(pattern: str) -> str:
         return re.sub(r"\b(ADMIN_BODY|ADMIN_TOPIC|SITE|JOB|ME|TOPIC|UUID|TIME|SIZE)\b", _group(bodies), pattern)
 
-    return [(re.compile(path), re.compile(filled(value))) for path, value in table]
+    return [(re.compile(path, re.ASCII), re.compile(filled(value), re.ASCII)) for path, value in table]
 
 
 def _group(words: Mapping[str, str]) -> Callable[[re.Match[str]], str]:

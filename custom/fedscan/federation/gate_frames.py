@@ -11,7 +11,7 @@ import msgpack
 
 SECTION = struct.Struct(">BBQ")
 """Marker, object type, length: before each section of a serialised payload."""
-MAIN, BLOB = 100, 102
+MAIN, TEXT, BLOB = 100, 101, 102
 _ID_BYTES = 16
 _PREFIX_BYTES = 16
 MAX_HELD_BYTES = 48 * 2**20

@@ -73,14 +73,18 @@ def _handshake(frame: Frame) -> Judgement:
         raise BlockedError("a handshake of another form")
     rules = {"endpoint_name": re.escape(frame.me), "fqcn": re.escape(frame.me), "timestamp": tables.TIME}
     kept = {k: v for k, v in said.items() if k in rules and text_fits(rules[k], v)}
-    taken = tuple("a field of the handshake" for key in said if key not in kept)
-    return Judgement([replace(frame, payload=msgpack.packb(kept)) if taken else frame], taken)
+    fresh = msgpack.packb(kept)
+    taken = () if fresh == frame.payload else ("a field of the handshake",)
+    return Judgement([replace(frame, payload=fresh)], taken)
 
 
 def _table(frame: Frame) -> Mapping[str, str]:
     messages = tables.JOB_MESSAGES if frame.job else tables.PARENT_MESSAGES
     key = (frame.channel, frame.topic, str(frame.headers.get("cn__msg_type")))
     if key not in messages:
+        raise BlockedError("it is on no list")
+    carrier = (frame.headers.get("cn__channel"), frame.headers.get("cn__topic"))
+    if {"sm__ch", "sm__tp"} & set(frame.headers) and (carrier[0] != "sm__STREAM" or carrier[1] not in tables.CARRIERS):
         raise BlockedError("it is on no list")
     target = str(frame.headers.get("cn__destination"))
     if target not in {"server", f"server.{frame.job}"}:
@@ -90,10 +94,11 @@ def _table(frame: Frame) -> Mapping[str, str]:
 
 def _headers(frame: Frame, constants: Mapping[str, Any], taken: list[str]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
+    parents_own = frozenset() if not frame.job else tables.PARENT_HEADERS
     for name, value in frame.headers.items():
         shown = tables.WITHHELD if name in tables.ERROR_TEXTS else value
         clean = known_part(shown, str(name), rules_of(frame, tables.HEADERS), [])
-        if clean is DROP or not is_name(name) or constants.get(name, clean) != clean:
+        if clean is DROP or name in parents_own or not is_name(name) or constants.get(name, clean) != clean:
             taken.append(f"header/{name}")
         else:
             kept[name] = clean
@@ -123,11 +128,15 @@ def _payload(
         raise BlockedError("something stands behind its main part")
     if clean is DROP:
         raise BlockedError("nothing of it is of the known form")
-    if not any(path.startswith("body") for path in taken):
+    fresh = pack(clean, behind)
+    if fresh == whole:
         return frames
+    # A name that is there twice, a number written long: bytes that no reader of the fields sees.
+    if not any(path.startswith("body") for path in taken):
+        taken.append("body")
     if len(frames) > 1:
         raise BlockedError("a long message with something that does not belong there")
-    return [with_payload(first, pack(clean, behind))]
+    return [with_payload(first, fresh)]
 
 
 def _withhold(main: Any, taken: list[str]) -> Any:

@@ -48,7 +48,7 @@ HEADERS: dict[str, str] = {
     r"cn__send_time|sm__(rw|rt)": "TIME",
     r"cn__return_code": CELL_CODES,
     r"cn__error|sm__em": WITHHELD,
-    r"sm__et": r"[A-Za-z]{1,40}",
+    r"sm__et": "StreamError|StreamTargetUnreachable|StreamCancelled|BlobSizeError",
     r"client_name|cn": "SITE",
     r"ssid": "NA|UUID",
     r"__token_signature__": r"[A-Za-z0-9+/=]{1,1024}",  # nosec B105 # a pattern
@@ -59,6 +59,12 @@ HEADERS: dict[str, str] = {
     r"federation_protocol_version": r"\d{1,4}",
     r"job_ids(\[\]){0,2}": "UUID|",
 }
+PARENT_HEADERS = frozenset(
+    {"cn", "nonce", "client_type", "client_ip", "nvflare_version", "federation_protocol_version", "job_ids"}
+)
+"""Of the parent's registration and heartbeats: a job process has no use for them."""
+CARRIERS = ("sm__DATA", "sm__ACK", "sm__ERROR")
+"""Topics of `sm__STREAM`, in which a message of another channel travels."""
 CONSTANT_HEADERS = ("__token__", "__token_signature__", "ssid", "project_name")
 """Of a job process: each keeps the value that it had in the first message, which NVFlare sends before the job runs."""
 
@@ -74,7 +80,14 @@ _TYPES = (
     "nvflare.app_opt.pt.decomposers.TensorDecomposer",
     "torch.Tensor",
 )
-_CLASS = {r"body(/.*)?/(__fobs_type__|__fobs_dc__)": "|".join(name.replace(".", r"\.") for name in _TYPES)}
+_OBJECTS = (
+    "body",
+    "body/__fobs_data__/DXO/kind",
+    "body/__fobs_data__/data/body",
+    "body/__fobs_data__/__headers__/__peer_ctx__",
+)
+"""Where an object stands that NVFlare names the class of: no other place, for the names on the way there say things."""
+_CLASS = {rf"({'|'.join(_OBJECTS)})/(__fobs_type__|__fobs_dc__)": "|".join(name.replace(".", r"\.") for name in _TYPES)}
 _WHO = {
     r"(__identity_name__|__fqsn__|__client_name__)": "SITE",
     r"(__run_num__|__current_job_id__)": "JOB|UUID|",
@@ -97,7 +110,8 @@ _REQUEST_OF_CHUNK = {
     **_EMPTY,
     r"body/(ref_id)": "UUID",
     r"body/(confirm_capable|cancel|cancel_capable|confirm_expected)": "True|False",
-    r"body/(confirm|status)": r"[a-z_]{1,20}",
+    r"body/status": "ok|error|eof",
+    r"body/confirm": "success|failed",
     r"body/confirm_nonce": r"[0-9a-f]{32}",
     r"body/state(/(start|count)|/\{\})?": "SIZE|None",
 }
@@ -165,7 +179,7 @@ PARENT_MESSAGES: dict[Key, dict[str, str]] = {
     ("task", "report_job_failure", "req"): {
         r"body/job_id": "UUID",
         r"body/code": r"-?\d{1,9}|None",
-        r"body/reason": r"None|[a-z ]{1,60}",
+        r"body/reason": "None|unsafe component|config error|exception|infrastructure error|aborted",
     },
     ("admin", "admin", "reply"): _REPLY,
     ("cellnet.channel", "bye", "req"): _EMPTY,
