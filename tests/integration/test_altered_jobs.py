@@ -107,10 +107,11 @@ def test_what_was_altered_in_the_servers_store_is_refused_by_each_site(
     running: Any, store: JobStore, job: Path, name: str
 ) -> None:
     change, reason = ALTERED[name]
-    sites = [WatchedSite(running, site) for site in SITES]
+    server, sites = WatchedServer(running), [WatchedSite(running, site) for site in SITES]
     job_id = store.altered(lambda: str(running.submit(job)), change)
     meta = running.wait(job_id)
     assert not meta["status"].endswith("COMPLETED")
+    assert server.told("hosp-a: ", job=job_id), server.refused()
     for site in sites:
         must_refuse(site, job_id, reason)
 
@@ -145,7 +146,7 @@ def test_what_was_altered_of_the_servers_own_part_does_not_begin(running: Any, s
     job_id = store.altered(lambda: str(running.submit(job)), lambda files: edited(files, SERVER, more_steps))
     meta = running.wait(job_id)
     assert any(NOT_SIGNED in entry for entry in meta["job_deploy_detail"])
-    assert server.told("Failed to run the Job", job_id), server.refused()
+    assert server.told("server: app app_server", NOT_SIGNED, job=job_id), server.refused()
     for site in sites:
         site.must_have_done_nothing(job_id)
         assert site.refused() == [], "it was not asked"

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, ZipInfo
 
+from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.workspace import Workspace
 from nvflare.private.admin_defs import MsgHeader, ReturnCode, error_reply
 from nvflare.private.defs import RequestHeader
 from nvflare.private.fed.client.training_cmds import DeployProcessor
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
+from nvflare.private.fed.server.job_runner import JobRunner
 
 from fedscan.federation.gate_tables import UUID
 from fedscan.federation.messages import REFUSED_BY_POLICY
@@ -29,7 +31,8 @@ Note = Callable[[str, str], None]
 NO_NAME = "the name of a job must be a random identity (UUID)"
 NAMED = "meta.json must not name the job: the server does"
 NO_ARCHIVE = "an entry of its archive leads out of it"
-_deploy, _check_job_id, _validate = DeployProcessor.process, Workspace._check_job_id, JobMetaValidator.validate
+_deploy, _check_job_id = DeployProcessor.process, Workspace._check_job_id
+_validate, _send_out = JobMetaValidator.validate, JobRunner._deploy_job
 
 
 def watch(note: Note) -> None:
@@ -37,6 +40,7 @@ def watch(note: Note) -> None:
     DeployProcessor.process = functools.partialmethod(_deployed, note)
     Workspace._check_job_id = staticmethod(functools.partial(_checked, note))
     JobMetaValidator.validate = functools.partialmethod(_validated, note)
+    JobRunner._deploy_job = functools.partialmethod(_sent_out, note)
 
 
 def stop_watching() -> None:
@@ -44,6 +48,7 @@ def stop_watching() -> None:
     DeployProcessor.process = _deploy
     Workspace._check_job_id = staticmethod(_check_job_id)
     JobMetaValidator.validate = _validate
+    JobRunner._deploy_job = _send_out
 
 
 def is_ours(text: str) -> bool:
@@ -90,6 +95,16 @@ def _validated(self: JobMetaValidator, note: Note, job_name: str, job_data: Any)
     if not valid:
         note(f"a submitted job: {error}", "")
     return valid, error, meta
+
+
+def _sent_out(self: JobRunner, note: Note, job: Any, sites: Any, fl_ctx: Any) -> Any:
+    """At the server, of a job that goes to its own part and to sites: who did not take it, and the word of each."""
+    try:
+        return _send_out(self, job, sites, fl_ctx)
+    finally:
+        told = [str(line) for line in fl_ctx.get_prop(FLContextKey.JOB_DEPLOY_DETAIL) or ()]
+        if refused := [line for line in told if not line.endswith(": OK")]:
+            note("; ".join(refused), str(job.job_id))
 
 
 def _leads_out(archive: str | Path) -> bool:

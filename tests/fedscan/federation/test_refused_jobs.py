@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
 from nvflare.apis.workspace import Workspace
 from nvflare.private.admin_defs import Message, MsgHeader, ReturnCode
 from nvflare.private.defs import RequestHeader
 from nvflare.private.fed.client.training_cmds import DeployProcessor
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
+from nvflare.private.fed.server.job_runner import JobRunner
 
 from fedscan.federation import refused_jobs
 
@@ -115,3 +120,23 @@ def test_what_is_no_archive_is_noted_too(noted: list[Any], tmp_path: Path) -> No
     with pytest.raises(zipfile.BadZipFile):
         submitted(b"garbage", tmp_path)
     assert noted == [("a submitted job cannot be read: BadZipFile", "")]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_who_did_not_take_a_job_is_noted_by_its_id(
+    noted: list[Any], monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    context = FLContext()
+
+    def send_out(self: object, job: object, sites: object, fl_ctx: FLContext) -> str:
+        detail = ["server: OK", "hosp-a: OK", "hosp-b: NVFLARE_ERROR: refused by policy"]
+        fl_ctx.set_prop(FLContextKey.JOB_DEPLOY_DETAIL, detail)
+        if fails:
+            raise RuntimeError("deploy failure")
+        return "sent"
+
+    monkeypatch.setattr(refused_jobs, "_send_out", send_out)
+    runner = JobRunner.__new__(JobRunner)
+    with pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
+        assert runner._deploy_job(SimpleNamespace(job_id=JOB), {}, context) == "sent"
+    assert noted == [("hosp-b: NVFLARE_ERROR: refused by policy", JOB)]
