@@ -6,9 +6,6 @@ A site, a server or a job's author could else move the cursor, set a title, or t
 from __future__ import annotations
 
 import json
-from typing import Annotated
-
-from pydantic import AfterValidator
 
 MOST = 2000
 """Characters of a text that another party wrote."""
@@ -27,7 +24,3 @@ def readable_lines(text: str) -> str:
 def readable_json(text: str) -> str:
     """A JSON document with such characters written as JSON's escapes."""
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
-
-
-Readable = Annotated[str, AfterValidator(readable)]
-"""Field of a record that comes from another party."""

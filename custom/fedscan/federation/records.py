@@ -6,13 +6,15 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from fedscan.privacy_plan import SiteName
-from fedscan.readable import Readable
+from fedscan.readable import readable
 
+Readable = Annotated[str, AfterValidator(readable)]
+"""A text that may come from another party."""
 Event = Literal["started", "asked", "round", "repeat", "finished", "stopped"]
 
 
