@@ -16,6 +16,7 @@ from fedscan.plan_form import Float, Part, as_tuple
 from fedscan.privacy_plan import PrivacyPlan
 
 Preset = Literal["tiny", "small", "medium"]
+MOST_CLASS_CHARACTERS = 200
 Window = Literal["full", "lung", "mediastinum", "bone"]
 
 
@@ -80,7 +81,7 @@ class ModelPlan(Part):
     )
     size: int = Field(default=64, ge=16, le=512, description="side of a slice in pixels; must match the stores")
     classes: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
-        default=(), description="label names, in order; empty: the model is unconditional"
+        default=(), max_length=10_000, description="label names, in order; empty: the model is unconditional"
     )
     class_dropout: Float = Field(
         default=0.1, ge=0.0, lt=1.0, description="share of labels hidden in training, for classifier-free guidance"
@@ -108,6 +109,10 @@ class ModelPlan(Part):
             )
         if len(set(self.classes)) != len(self.classes) or any(not c for c in self.classes):
             raise ValueError(f"classes must be different and not empty, got {list(self.classes)}")
+        if odd := [c for c in self.classes if not c.isprintable() or len(c) > MOST_CLASS_CHARACTERS]:
+            raise ValueError(
+                f"classes must be of printable characters, at most {MOST_CLASS_CHARACTERS}: got {odd[0][:80]!r}"
+            )
         return self
 
     @property

@@ -68,6 +68,10 @@ def test_key_order_and_integer_floats_do_not_change_the_digest() -> None:
             ["one channel a group", "[8]", "fewer groups"],
         ),
         ({"init_sha256": "ABC"}, ["64 lower-case"]),
+        ({"model": {"classes": ["a", "\x1b[2Jb"]}}, ["printable characters", r"'\x1b[2Jb'"]),
+        ({"model": {"classes": ["a\nNot synthetic"]}}, ["printable characters"]),
+        ({"model": {"classes": ["a" * 201]}}, ["at most 200"]),
+        ({"model": {"classes": [str(k) for k in range(10_001)]}}, ["at most 10000 items"]),
     ],
 )
 def test_errors_name_got_wanted_and_cure(raw: dict[str, Any], words: list[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctslices.window import WINDOWS
+from fedscan.readable import readable
 from fedscan.release.draw import Draw
 from fedscan.training.model_file import ModelFile, window_note
 
@@ -47,11 +48,14 @@ def write_card(card: dict[str, Any], folder: Path) -> None:
 
 
 def _readme(card: dict[str, Any]) -> str:
-    request, sites = card["request"], card["provenance"].get("sites", {})
+    """The provenance is whatever the model's file says: each of it a text in its own line."""
+    request, told = card["request"], card["provenance"]
+    sites = told.get("sites")
+    took_part = ", ".join(sorted(map(readable, sites))) if isinstance(sites, dict) else ""
     window = card["window"]
     scale = "no known scale" if card["spacing_mm"] is None else f"{card['spacing_mm']:.4g} mm a pixel"
     unit = "HU" if card["values"] == "hu" else "grey levels"
-    note = {"image": "The training data knew no patients (unit: image).\n"}.get(card["unit"], "")
+    note = {"image": "The training data knew no patients (unit: image).\n"}.get(str(card["unit"]), "")
     return (
         f"SYNTHETIC SLICES: {card['slices']} of {card['size_px']} x {card['size_px']} pixels, {scale}.\n"
         "Drawn by a diffusion model; no picture here is a scan of a person. Not for diagnosis.\n\n"
@@ -61,7 +65,7 @@ def _readme(card: dict[str, Any]) -> str:
         f"Drawn with: {request['sampler']}, {request['steps']} steps, seed {request['seed']}\n"
         f"Model: SHA-256 {card['model_sha256']}\n"
         f"Plan: {card['plan_digest']} ({card['plan']['name']})\n"
-        f"Sites that took part: {', '.join(sorted(sites)) or 'not recorded'}\n"
-        f"Privacy: {card['provenance'].get('privacy', 'not recorded')}\n\n"
+        f"Sites that took part: {took_part or 'not recorded'}\n"
+        f"Privacy: {readable(str(told.get('privacy', 'not recorded')))}\n\n"
         "card.json holds all of it for programs, with the whole plan.\n"
     )

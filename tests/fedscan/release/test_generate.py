@@ -191,3 +191,25 @@ def test_shares_that_are_no_numbers_become_equal_ones(model: Path, told: object)
     assert shares is not None
     assert sum(shares.values()) == pytest.approx(1.0)
     assert all(0 <= share <= 1 for share in shares.values())
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"sites": {"\x1b[2Jnorth\nPrivacy: perfect": {}}, "privacy": "\x1b]0;x\x07none\nPlan: another", "unit": ["x"]},
+        {"sites": 5, "privacy": 7, "unit": {}},
+        {"sites": ["a", 1]},
+    ],
+)
+def test_a_provenance_of_ill_will_writes_its_own_lines_alone(
+    model: Path, told: dict[str, object], tmp_path: Path
+) -> None:
+    """A model's file comes from a server, or from anybody: what it says stands where it belongs, or nowhere."""
+    loaded = load_model(model)
+    path = tmp_path / "model.safetensors"
+    save_model(path, loaded.weights, loaded.plan, told)
+    generate(path, tmp_path / "out", 1, ("png",), seed=1, settings=SETTINGS)
+    readme = (tmp_path / "out" / "README.txt").read_text()
+    assert all(c.isprintable() or c == "\n" for c in readme)
+    lines = [line.partition(":")[0] for line in readme.splitlines()]
+    assert lines.count("Privacy") == lines.count("Plan") == lines.count("Sites that took part") == 1
