@@ -323,7 +323,7 @@ def test_a_sites_kit_used_as_an_admins_does_not_get_in_beside_the_site(world: Wo
     kit = _copied(world.ours.kit(LEAD), tmp_path / "lead", world.ours.kit("hosp-b"))
     with pytest.raises(AdminError), admin.session(kit, "hosp-b", timeout_s=15):
         pass
-    assert world.noted(world.ours.server, "a second start of hosp-b was refused")
+    assert world.noted(world.ours.server, "a login as hosp-b over the connection of _admin_")
 
 
 def test_a_sites_kit_used_as_an_admins_has_no_rights(world: World, repository: Path, tmp_path: Path) -> None:

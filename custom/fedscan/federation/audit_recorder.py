@@ -7,6 +7,7 @@ import hashlib
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ from fedscan.federation.site_folder import notes_of
 
 REPEATED_S = 600.0
 """The same command of the same person within this time is one record: `job watch` asks three times a second."""
+MOST_AN_HOUR = 1000
+"""Different records of one kind and person, or of nobody that is known: whoever has a certificate could else fill disk
+and log with words of his own choice."""
+_HOUR_S = 3600.0
 LOGGERS = frozenset(
     {
         "AppDeployer",
@@ -42,6 +47,7 @@ LOGGERS = frozenset(
     }
 )
 """NVFlare's own words on whom it turned away stand nowhere else; taken from WARNING on."""
+_MOST_KNOWN = 10_000
 _JOB_EVENTS = {
     EventType.JOB_DEPLOYED: "deployed",
     EventType.JOB_STARTED: "started",
@@ -61,6 +67,7 @@ class AuditRecorder(FLComponent):  # type: ignore[misc]
         self._site: Path | None = None
         self._lock = threading.Lock()
         self._seen: dict[tuple[str, str], float] = {}
+        self._hours: dict[tuple[str, str], _Hour] = {}
         self._rounds: dict[str, Path] = {}
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
@@ -132,10 +139,34 @@ class AuditRecorder(FLComponent):  # type: ignore[misc]
         with self._lock:
             last = self._seen.get((who, text))
             self._seen[who, text] = now
-            if len(self._seen) > 10_000:
+            if len(self._seen) > _MOST_KNOWN:
                 self._seen.clear()
-        if last is None or now - last > REPEATED_S:
-            self.record(what, text, who=who)
+            if len(self._hours) > _MOST_KNOWN:
+                self._hours.clear()
+            if last is not None and now - last <= REPEATED_S:
+                return
+            texts = [*self._hours.setdefault((what, who), _Hour(now)).texts(text, now)]
+        for one in texts:
+            self.record(what, one, who=who)
+
+
+class _Hour:
+    """How much was noted since its start, and how much was not."""
+
+    def __init__(self, start: float) -> None:
+        self._start, self._count = start, 0
+
+    def texts(self, text: str, now: float) -> Iterator[str]:
+        """What is to be noted now: this text while there is room; that there is none, once; how many there were."""
+        if now - self._start > _HOUR_S:
+            if self._count > MOST_AN_HOUR:
+                yield f"{self._count - MOST_AN_HOUR} of these were not noted, within an hour"
+            self._start, self._count = now, 0
+        self._count += 1
+        if self._count <= MOST_AN_HOUR:
+            yield text
+        elif self._count == MOST_AN_HOUR + 1:
+            yield f"more than {MOST_AN_HOUR} different ones of these within an hour: no more is noted until it is over"
 
 
 def _listen(recorder: AuditRecorder) -> None:
@@ -150,7 +181,7 @@ def _listen(recorder: AuditRecorder) -> None:
     def noted_decision(ctx: Any) -> Any:
         allowed, reason = authorize(ctx)
         if not allowed:
-            recorder.record("refused", f"not authorized: {ctx.right}", who=str(ctx.user.name))
+            recorder.once("refused", f"not authorized: {ctx.right}", who=str(ctx.user.name))
         return allowed, reason
 
     Auditor.add_event = noted_event
