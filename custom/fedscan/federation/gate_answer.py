@@ -49,8 +49,15 @@ def put_back(clean: Any, main: Any, passed: PassedAnswer | None) -> Any:
     if jar.get("contribution_round", passed.record.get("round_number")) != passed.record.get("round_number"):
         raise BlockedError("an answer to another round than its record names")
     kept = body.get("DXO") or {}
-    body["DXO"] = {"kind": kept.get("kind"), "data": original["data"], "meta": original["meta"]}
+    answer = {"kind": kept.get("kind"), "data": original["data"], "meta": original["meta"]}
+    body["DXO"] = _in_order_of(original, answer)
+    clean["__fobs_data__"] = _in_order_of(main["__fobs_data__"], body)
     return clean
+
+
+def _in_order_of(sent: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """As it was sent: a message of which nothing was taken out goes byte for byte."""
+    return {key: known[key] for key in sent if key in known}
 
 
 def _references_to(data: Any) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from fedscan.federation import gate_tables
 from fedscan.federation.gate_answer import PassedAnswer
 from fedscan.federation.gate_frames import MAIN, SECTION, BlockedError, Frame, pack, unpack
-from fedscan.federation.gate_rules import is_listed, judge, place
+from fedscan.federation.gate_rules import Judgement, is_listed, judge, place
 
 SITE, JOB = "hosp-a", str(uuid.UUID(int=7))
 ME = f"{SITE}.{JOB}"
@@ -111,6 +111,20 @@ def test_an_answer_that_the_guard_passed_goes_as_it_is() -> None:
     sent = submit(result())
     judged = judge([sent], PASSED)
     assert (judged.frames, judged.taken_out) == ([sent], ())
+
+
+@pytest.mark.parametrize("backwards", [("__fobs_data__",), ("__fobs_data__", "DXO"), ("__fobs_data__", "__headers__")])
+def test_an_answer_in_another_order_goes_as_it_is_in_many_parts_too(backwards: tuple[str, ...]) -> None:
+    main, behind = unpack(result())
+    at = main
+    for step in backwards:
+        at = at[step]
+    turned = dict(reversed(at.items()))
+    at.clear()
+    at.update(turned)
+    sent = submit(pack(main, behind))
+    halves = [replace(sent, payload=part) for part in (sent.payload[:100], sent.payload[100:])]
+    assert judge(halves, PASSED) == Judgement(halves)
 
 
 @pytest.mark.parametrize(
