@@ -11,7 +11,7 @@ from typing import Any
 from fedscan.federation.records import RoundRecord
 from fedscan.plan import Plan
 from fedscan.privacy.accounting import AccountingError, epsilon
-from fedscan.privacy.event import Event, round_event
+from fedscan.privacy.event import Event, EventError, round_event
 
 ACCOUNTANT = "privacy loss distributions (dp-accounting)"
 
@@ -23,13 +23,13 @@ def asked(records: Iterable[RoundRecord]) -> Counter[str]:
 
 
 def spent(plan: Plan, times_asked: Mapping[str, int]) -> dict[str, Any]:
-    """The model file's `privacy_spent`; an epsilon that cannot be computed is null. Raises EventError for a site that
-    the plan does not know."""
+    """The model file's `privacy_spent`; an epsilon that cannot be computed is null, that of a site too that the plan
+    does not know: a server says whom it asked."""
     privacy = plan.privacy
     if privacy is None:
         raise ValueError("the plan has no privacy")
     sites = {
-        site: {"rounds": times, "epsilon": _epsilon(round_event(plan, site), times, privacy.delta)}
+        site: {"rounds": times, "epsilon": _epsilon_at(plan, site, times, privacy.delta)}
         for site, times in sorted(times_asked.items())
         if times
     }
@@ -43,6 +43,13 @@ def spent(plan: Plan, times_asked: Mapping[str, int]) -> dict[str, Any]:
         "sites": sites,
         "scope": "this run alone, as often as its server asked; a site's whole spend is in its own ledger",
     }
+
+
+def _epsilon_at(plan: Plan, site: str, times: int, delta: float) -> float | None:
+    try:
+        return _epsilon(round_event(plan, site), times, delta)
+    except EventError:
+        return None
 
 
 @functools.lru_cache(maxsize=4096)

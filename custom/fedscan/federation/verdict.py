@@ -89,8 +89,7 @@ def verdict(
 
     `named`: the sites that the job is for, so that one that never took part is seen. `model_sha256`: of the written
     model file, None where there is none. `refused_at_deployment`: sites that did not take the job, and their word.
-    Records of another plan are a failing. Raises EventError for a private run that asked a site which the plan does
-    not know.
+    Records of another plan are a failing, and so is a private run that asked a site which the plan does not know.
     """
     read = list(records)
     own = [record for record in read if record.plan_digest == plan.digest]
@@ -98,7 +97,12 @@ def verdict(
     rounds = tuple(_round(own, last[number]) for number in sorted(last))
     sites = _sites(plan, own, last.values(), named, refused_at_deployment or {})
     ended = _ending(own)
-    failings = [*_strangers(read, own), *_incomplete(plan, own, rounds, ended), *_worthless(plan, last)]
+    failings = [
+        *_strangers(read, own),
+        *_unknown(plan, own),
+        *_incomplete(plan, own, rounds, ended),
+        *_worthless(plan, last),
+    ]
     if model_sha256 is None and ended == "finished":
         failings.append("the model file is not there")
     stamps = tuple(dict.fromkeys(stamp for record in own for stamp in record.stamps))
@@ -185,6 +189,13 @@ def _strangers(read: Sequence[RoundRecord], own: Sequence[RoundRecord]) -> Itera
         yield f"{len(read) - len(own)} of {len(read)} records are of another plan"
     if len({record.run_id for record in own}) > 1:
         yield "the records are of more than one run"
+
+
+def _unknown(plan: Plan, own: Iterable[RoundRecord]) -> Iterator[str]:
+    if plan.privacy is None:
+        return
+    if unknown := sorted({site for record in own for site in record.asked} - set(plan.privacy.sites)):
+        yield f"asked sites that the plan does not know: {', '.join(unknown[:5])}"
 
 
 def _incomplete(plan: Plan, own: Sequence[RoundRecord], rounds: Sequence[RoundShare], ended: Ending) -> Iterator[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedscan.federation import verdict
+from fedscan.federation import run_lines, verdict
 from fedscan.federation.records import Event, RoundRecord, SiteEntry
 from fedscan.federation.verdict import Verdict
 from fedscan.plan import Plan
@@ -167,6 +167,21 @@ def test_of_a_private_run_every_site_has_its_epsilon_by_how_often_it_was_asked()
     wanted = spent(plan, {"a": 4, "b": 3})["sites"]
     assert judged.sites["a"].epsilon == wanted["a"]["epsilon"] > wanted["b"]["epsilon"] == judged.sites["b"].epsilon
     assert (judged.sites["a"].asked, judged.delta) == (4, 1e-5)
+
+
+def test_a_private_run_of_which_a_server_says_that_it_asked_strangers_is_not_good() -> None:
+    """And whoever watches or fetches it is told so."""
+    raw = PLAN.model_dump(mode="json") | {"weighting": "uniform", "init_sha256": None}
+    sites = {s: {"sample_rate": 0.25, "expected_patients_per_step": 30.0} for s in "abc"}
+    raw["privacy"] = {"noise_multiplier": 2.0, "delta": 1e-5, "from_scratch": True, "sites": sites}
+    raw["training"] |= {"local_epochs": None, "local_steps": 10}
+    plan = Plan.model_validate(raw)
+    rounds = [r.model_copy(update={"plan_digest": plan.digest}) for r in whole()]
+    asked = record("asked", 0, plan, asked=("a", "stranger"))
+    assert "stranger" not in run_lines.outlook([asked, *rounds], plan)
+    judged = judge([asked, *rounds], plan)
+    assert judged.failings == ("asked sites that the plan does not know: stranger",)
+    assert judged.sites["stranger"].epsilon is None
 
 
 def test_the_print_out_says_it_in_words_and_the_file_reads_back(tmp_path: Path) -> None:
