@@ -39,7 +39,7 @@ PARTS: dict[str, list[str]] = {
     "remote": [*SLOW, "tests/integration/test_remote_run.py", "tests/integration/test_remote_tools.py"],
     "kills": [*SLOW, "tests/integration/test_kills.py", "tests/integration/test_private_federation_kills.py"],
     "faults": [*SLOW, *(f"tests/integration/test_faults_{name}.py" for name in ("network", "disk", "all_sites"))],
-    "odd-sites": [*SLOW, *(f"tests/integration/test_faults_{name}.py" for name in ("lies", "certificates"))],
+    "odd-sites": [*SLOW, *(f"tests/integration/test_faults_{name}.py" for name in ("lies", "clocks", "certificates"))],
     "private-kills": [*SLOW, "tests/integration/test_private_kills.py"],
 }
 COMMANDS: dict[str, list[str]] = {"audit": ["tests/audit.py"]}
