@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import math
 import os
 import re
 import shutil
@@ -87,13 +90,13 @@ def megabytes(path: Path) -> float:
 
 def newest_s(path: Path) -> float:
     """When anything in it was last changed, in seconds of the epoch."""
-    return max(about.st_mtime for about in _files(path))
+    return max((about.st_mtime for about in _files(path)), default=math.inf)
 
 
 def _files(path: Path) -> Iterator[os.stat_result]:
-    """Of a folder, itself and all below it; of a file, itself. Links are not followed."""
-    yield path.lstat()
-    if is_folder(path):
-        for root, inner, files in os.walk(path):
-            for name in (*inner, *files):
-                yield (Path(root) / name).lstat()
+    """Of a folder, itself and all below it; of a file, itself. Links are not followed. What goes meanwhile, as a job's
+    files do while it works, is none."""
+    below = (Path(root) / name for root, inner, files in os.walk(path) for name in (*inner, *files))
+    for one in itertools.chain([path], below if is_folder(path) else ()):
+        with contextlib.suppress(FileNotFoundError):
+            yield one.lstat()

@@ -8,12 +8,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from fedscan.federation import kept_answer
+from fedscan.federation import kept_answer, retention
 from fedscan.federation.kept_answer import Kept
 from fedscan.federation.messages import PrivateAnswer
 from fedscan.federation.site_clean import clean, job_folders
@@ -170,3 +170,20 @@ def test_the_command(installed: Path, command: Command) -> None:
     assert code == 0, output
     assert "1 folders removed" in output
     assert command("site", "clean", installed / "local")[0] == 1
+
+
+def test_files_that_go_while_they_are_looked_at_end_no_cleaning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a job at work."""
+    (tmp_path / "stays").write_bytes(b"x" * 1000)
+    walk = os.walk
+
+    def also(path: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        for root, inner, files in walk(path):
+            yield root, [*inner, "gone"], [*files, "went"]
+
+    monkeypatch.setattr(os, "walk", also)
+    assert retention.item(tmp_path, "what", "why").megabytes == 0.001
+    assert retention.verdict(False, tmp_path, 0.0, tmp_path.stat().st_mtime + 4000.0)[0]
+    assert retention.verdict(False, tmp_path / "all went", 0.0, 1e12) == (False, "it was touched within the last hour")
