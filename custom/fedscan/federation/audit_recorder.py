@@ -7,7 +7,6 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,13 @@ from nvflare.fuel.sec.authz import AuthorizationService
 from fedscan.federation import no_payload_files, refusals, refused_jobs
 from fedscan.federation.audit_log import AuditError, AuditLog, What
 from fedscan.federation.audit_tls import note_refused_handshakes
+from fedscan.federation.hourly import Hour
 from fedscan.federation.places import PlacesError
 from fedscan.federation.server_job import ServerJob
 from fedscan.federation.site_folder import notes_of
 
 REPEATED_S = 600.0
 """The same command of the same person within this time is one record: `job watch` asks three times a second."""
-MOST_AN_HOUR = 1000
-"""Different records of one kind and person, or of nobody that is known: whoever has a certificate could else fill disk
-and log with words of his own choice."""
-_HOUR_S = 3600.0
 LOGGERS = frozenset(
     {
         "AppDeployer",
@@ -67,7 +63,7 @@ class AuditRecorder(FLComponent):  # type: ignore[misc]
         self._site: Path | None = None
         self._lock = threading.Lock()
         self._seen: dict[tuple[str, str], float] = {}
-        self._hours: dict[tuple[str, str], _Hour] = {}
+        self._hours: dict[tuple[str, str], Hour] = {}
         self._rounds: dict[str, Path] = {}
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
@@ -145,28 +141,9 @@ class AuditRecorder(FLComponent):  # type: ignore[misc]
                 self._hours.clear()
             if last is not None and now - last <= REPEATED_S:
                 return
-            texts = [*self._hours.setdefault((what, who), _Hour(now)).texts(text, now)]
+            texts = [*self._hours.setdefault((what, who), Hour(now)).texts(text, now)]
         for one in texts:
             self.record(what, one, who=who)
-
-
-class _Hour:
-    """How much was noted since its start, and how much was not."""
-
-    def __init__(self, start: float) -> None:
-        self._start, self._count = start, 0
-
-    def texts(self, text: str, now: float) -> Iterator[str]:
-        """What is to be noted now: this text while there is room; that there is none, once; how many there were."""
-        if now - self._start > _HOUR_S:
-            if self._count > MOST_AN_HOUR:
-                yield f"{self._count - MOST_AN_HOUR} of these were not noted, within an hour"
-            self._start, self._count = now, 0
-        self._count += 1
-        if self._count <= MOST_AN_HOUR:
-            yield text
-        elif self._count == MOST_AN_HOUR + 1:
-            yield f"more than {MOST_AN_HOUR} different ones of these within an hour: no more is noted until it is over"
 
 
 def _listen(recorder: AuditRecorder) -> None:

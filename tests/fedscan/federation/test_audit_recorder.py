@@ -12,7 +12,7 @@ from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 
-from fedscan.federation import audit_recorder
+from fedscan.federation import audit_recorder, hourly
 from fedscan.federation.audit_log import AuditLog
 from fedscan.federation.audit_recorder import AuditRecorder, _Handler
 from fedscan.federation.site_folder import notes_of
@@ -115,7 +115,7 @@ def test_nobody_fills_the_log_with_words_of_his_own(
     recorder: AuditRecorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each connection with a certificate and another strange name is another word of NVFlare's on it."""
-    monkeypatch.setattr(audit_recorder, "MOST_AN_HOUR", 5)
+    monkeypatch.setattr(hourly, "MOST", 5)
     now = 1000.0
     monkeypatch.setattr(audit_recorder.time, "monotonic", lambda: now)
     handler = _Handler(recorder)
@@ -128,7 +128,7 @@ def test_nobody_fills_the_log_with_words_of_his_own(
     recorder.once("refused", "not authorized: submit_job", who="member@coord.org")
     texts = [text for _, _, text, _ in told(tmp_path)]
     assert len(texts) == 7
-    assert texts[5] == "more than 5 different ones of these within an hour: no more is noted until it is over"
+    assert texts[5] == "more than 5 of these within an hour: no more is noted until it is over"
     assert texts[6] == "not authorized: submit_job", "what is known of whom has room of its own"
     now += 3601.0
     refused("after an hour")
