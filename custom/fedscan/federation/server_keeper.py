@@ -62,7 +62,7 @@ class ServerKeeper(FLComponent):  # type: ignore[misc]
         """Stores what the job left, and only then says that it ended: it can be downloaded from that moment on."""
         manager = _manager(engine)
         job = self._load(lost.job_id, engine, lost.meta)
-        if job is not None and run_owner.is_of(job.run_folder, lost.meta.get(JobMetaKey.SUBMITTER_NAME.value)):
+        if job is not None and run_owner.is_of(job.run_folder, _submitter(lost)):
             _wait_and_judge(job)
             manager.update_meta(lost.job_id, note_of(job), fl_ctx)
         folder = Path(engine.get_workspace().get_run_dir(lost.job_id))
@@ -96,6 +96,10 @@ def _wait_and_judge(job: ServerJob) -> None:
             job_results.publish(job)
     except Timeout:
         return
+
+
+def _submitter(lost: Job) -> str | None:
+    return (lost.meta or {}).get(JobMetaKey.SUBMITTER_NAME.value)
 
 
 def _manager(engine: Any) -> Any:
