@@ -51,8 +51,8 @@ class RoundRecord(BaseModel):
     time: Readable = Field(description="UTC, ISO 8601")
     run_id: Readable
     plan_digest: Readable
-    round: int | None = None
-    attempt: int | None = Field(default=None, description="1 for the first try of this round")
+    round: int | None = Field(default=None, ge=0, le=10**9)
+    attempt: int | None = Field(default=None, ge=0, le=10**9, description="1 for the first try of this round")
     asked: tuple[SiteName, ...] = ()
     sites: dict[SiteName, SiteEntry] = Field(default_factory=dict)
     loss: float | None = Field(default=None, description="of the accepted answers, weighted as the plan weighs them")

@@ -77,6 +77,13 @@ def test_a_server_cannot_name_a_site_by_a_path(tmp_path: Path, monkeypatch: pyte
     assert {path.name for path in (run / "tensorboard").iterdir()} == {"global", "hosp-a"}
 
 
+@pytest.mark.parametrize("number", [-1, 2**70])
+def test_a_round_beyond_all_counting_is_no_record(number: int) -> None:
+    """TensorBoard's writer ends over it."""
+    with pytest.raises(round_feed.FeedError):
+        _told(_line(Plan(), round=number))
+
+
 def test_a_strange_name_among_the_asked_is_no_record() -> None:
     with pytest.raises(ValidationError):
         RoundRecord(event="asked", time="", run_id="", plan_digest="", asked=("../a",))
