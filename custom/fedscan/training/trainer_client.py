@@ -96,7 +96,11 @@ class Trainer:
         self._threads = threads or 1
         self._noise_seed = reproducible_noise_seed
         self._memory_gib = memory_gib
-        self._environment = {"OMP_NUM_THREADS": str(self._threads)} | ({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})
+        self._environment = {
+            "OMP_NUM_THREADS": str(self._threads),
+            # torch makes this folder when an optimiser is built, else below /tmp, where another user may lay it first.
+            "TORCHINDUCTOR_CACHE_DIR": str(state_folder.absolute() / "torch"),
+        } | ({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})
         self._child: _Running | None = None
 
     @property

@@ -100,6 +100,16 @@ def test_the_child_trains_what_the_process_itself_would_and_goes_back_a_round(
     assert stat.S_IMODE((tmp_path / "state" / LOG_NAME).stat().st_mode) == 0o600
 
 
+def test_a_child_writes_nothing_beside_its_own_folder(
+    start: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    start().train(0, tmp_path / "weights", tmp_path / "update", 120.0, _never)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
 def test_a_store_that_does_not_fit_is_refused_with_a_reason(
     start: Callable[..., Trainer], make_plan: Callable[..., Plan], make_store: Callable[..., Path], tmp_path: Path
 ) -> None:
