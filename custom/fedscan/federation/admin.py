@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import shutil
 import tempfile
 import time
@@ -37,6 +38,8 @@ START_TIMEOUT_S = 180.0
 _NOT_YET = (NoConnection, InternalError, AuthenticationError, FLCommunicationError, ConnectionError, TimeoutError)
 ADMIN_JSON = Path("startup") / "fed_admin.json"
 _CERTIFICATE = Path("startup") / "client.crt"
+_UNHEARD = logging.NullHandler()
+"""Without a handler Python prints NVFlare's warnings of each try to stderr: what counts of them is raised."""
 
 
 class AdminError(RuntimeError):
@@ -112,6 +115,7 @@ def session(
 
 
 def _open(admin_kit: Path, user: str, check: Callable[[], None], timeout_s: float) -> Session:
+    logging.getLogger("nvflare").addHandler(_UNHEARD)
     deadline = time.monotonic() + timeout_s
     while True:
         check()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -39,3 +41,14 @@ def test_a_certificate_that_does_not_hold_is_told_at_once(
 def test_a_kit_without_a_readable_certificate_is_told(tmp_path: Path) -> None:
     with pytest.raises(AdminError, match="cannot be read"), admin.session(tmp_path, "x", timeout_s=60):
         pass
+
+
+def test_what_nvflare_warns_of_while_it_connects_is_not_printed(tmp_path: Path) -> None:
+    kit = kit_with(tmp_path, timedelta(hours=-1), timedelta(hours=1))
+    code = (
+        "import contextlib, logging; from pathlib import Path; from fedscan.federation import admin\n"
+        "with contextlib.suppress(Exception), admin.session(Path(%r), 'x', timeout_s=0): pass\n"
+        "logging.getLogger('nvflare.fuel.f3.cellnet.core_cell').error('no connection to server')\n"
+    )
+    command = [sys.executable, "-c", code % str(kit)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stderr == ""
