@@ -91,7 +91,8 @@ def bytes_left(
         (total.channel, total.to, total.messages, f"{total.bytes:,}", "blocked" if total.blocked else "")
         for total in found
     ]
-    print_table("what left, by channel", ("channel", "to", "messages", "bytes", ""), rows, whole=("channel",))
+    columns = ("channel", "to", "messages", "bytes", "")
+    print_table("what left, by channel", columns, rows, whole=columns[1:])
     typer.echo(f"left this site: {byte_log.left(found):,} bytes")
 
 

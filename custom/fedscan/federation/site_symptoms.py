@@ -249,6 +249,12 @@ REFUSALS = (
         "tell the lead; compare versions with the operator (`fedscan --version`)",
     ),
     _refusal(
+        "question",
+        r"^admin/admin: taken out: ",
+        "a command asked for more than a site tells (the operator's `nvflare system status` does), and got no answer",
+        "nothing is broken; if it comes often, ask the operator who asks",
+    ),
+    _refusal(
         "door",
         r"^(form|answer): |^taken out: |^the reply|^the DXO|^a reply|^it was changed after",
         "something that must not leave was stopped at the door",

@@ -25,9 +25,9 @@ REAL = {
     "exception ClientConnectorError: <class 'aiohttp.client_exceptions.ClientConnectorError'>",
     "server-hangs-up": "{stamp} - conn_manager - ERROR - Connector [CH00001 ACTIVE http://localhost:54245] failed with "
     "exception ServerDisconnectedError: <class 'aiohttp.client_exceptions.ServerDisconnectedError'>",
-    "certificate": "{stamp} - FedscanCertificate - ERROR - this site's certificate does not hold now (startup/client.crt "
-    "holds from 2026-11-30 07:15 to 2027-11-25 07:15 UTC, and the clock says 2026-11-30 06:18): waiting for the right "
-    "time, or for a renewed kit in this one's place",
+    "certificate": "{stamp} - FedscanCertificate - ERROR - this site's certificate does not hold now "
+    "(startup/client.crt holds from 2026-11-30 07:15 to 2027-11-25 07:15 UTC, and the clock says 2026-11-30 06:18): "
+    "waiting for the right time, or for a renewed kit in this one's place",
     "displaced": "{stamp} - conn_manager - INFO - Connection [CN0000{n} Not Connected] is closed PID: 9564",
     "heartbeat-lost": "{stamp} - CoreCell - ERROR - [ME=hosp-b O=hosp-b D=server F=hosp-b T=server CH=task "
     "TP=heart_beat SCH=? STP=? SEQ={n}] cannot send to 'server': target_unreachable",
@@ -177,6 +177,8 @@ def test_old_lines_are_left_out_and_jobs_logs_are_read(kit: Path) -> None:
         ("policy cannot be read: No such file or directory (/x/policy.json)", "files"),
         ("the answer is not ready at its time: let the plan's privacy.answer_after_s be longer", "late"),
         ("task: it belongs to another plan than the one deployed here", "task"),
+        ("admin/admin: taken out: body/__fobs_data__/data/body", "question"),
+        ("admin/admin: it is on no list", "otherwise"),
         ("the DXO is no WEIGHT_DIFF", "door"),
         ("job: app app_client does not pass signature verification", "job"),
         ("KeyError", "otherwise"),
