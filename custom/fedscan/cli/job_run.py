@@ -42,7 +42,7 @@ def submit(job: Job, kit: Kit = None, as_json: AsJson = False) -> None:
 
     The job goes as it is: `fedscan job renew JOB` first, if it was submitted before.
 
-    Example: `fedscan job submit my-job --kit prod_00/lead@example.org`
+    Example: `fedscan job submit my-job --kit prod_00/lead@fedscan.example.org`
     """
     from fedscan.federation import remote_run
 
@@ -85,7 +85,7 @@ def run(
     under the policy and the ledger of its site.json. Ends with RUN/model.safetensors and RUN/verdict.json. Whatever
     stops it, `fedscan job resume RUN` goes on from the newest checkpoint.
 
-    Examples: `fedscan job run my-job --kit prod_00/lead@example.org --out RUN --until-done`;
+    Examples: `fedscan job run my-job --kit prod_00/lead@fedscan.example.org --out RUN --until-done`;
     `fedscan job run my-job --site a=A/site.json --site b=B/site.json --out RUN`
     """
     sites = named_sites(site)
@@ -117,7 +117,7 @@ def watch(which: Which, kit: Kit = None, as_json: AsJson = False) -> None:
 
     When the job ends, RUN gets what it came to. With --json each record of rounds.jsonl is printed as a line.
 
-    Examples: `fedscan job watch RUN`; `fedscan job watch JOB_ID --kit prod_00/lead@example.org`
+    Examples: `fedscan job watch RUN`; `fedscan job watch JOB_ID --kit prod_00/lead@fedscan.example.org`
     """
     from fedscan.federation import local_watch, remote_run
 
@@ -168,7 +168,7 @@ def download(
 
     Of a job whose server process died the model is made of its newest checkpoint; the verdict says that it is not good.
 
-    Examples: `fedscan job download RUN`; `fedscan job download JOB_ID --kit prod_00/lead@example.org --out RUN`
+    Examples: `fedscan job download RUN`; `fedscan job download JOB_ID --kit prod_00/lead@fedscan.example.org --out RUN`
     """
     from fedscan.federation import remote_run
 

@@ -34,7 +34,7 @@ def make(
     whose server sends it with every task; a hospital can lay it by hand (`site revoke`). Whoever is let in again needs
     a new kit; a site, a new name. Take them out of project.yml too.
 
-    Example: `fedscan federation revoke lead@example.org --state fedscan/state --list revocations.json`
+    Example: `fedscan federation revoke lead@fedscan.example.org --state consortium/ct-consortium/state`
     """
     from fedscan.federation import revocation
 
