@@ -30,7 +30,7 @@ def findings(kit: Kit, site: Site | None) -> Iterator[Check]:
     yield from _disk({"the kit": kit.folder} | ({"the state": site.state, "the store": site.store} if site else {}))
     parents = site_processes.of_kit(kit.folder).parents
     if len(parents) > 1:
-        text = f"this kit runs {len(parents)} times: each throws the other out at the server"
+        text = f"this kit runs {len(parents)} times: the server keeps the name for one of them, and refuses the others"
         yield error("process", text, "stop all but one")
     for parent in parents:
         yield from _process(kit, parent)

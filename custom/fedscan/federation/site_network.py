@@ -1,7 +1,7 @@
 """Can the site reach its server, does the server know it, do the clocks agree? Nothing is registered.
 
 A plain TLS handshake with the kit's certificate, and one line of HTTP that NVFlare's websocket listener refuses.
-NVFlare's own preflight logs in as the site instead, and so throws out a site that is running.
+NVFlare's own preflight logs in as the site instead: a second start, which says PASSED also where it was refused.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ LOGS = (
         "displaced",
         r"Connection \[CN\d+ Not Connected\] is closed|already registered with another token",
         "connections to the server ended again and again. Most often a second process with the same kit (a second "
-        "start, a copied kit, NVFlare's own preflight-check) takes this site's name, and each throws the other out; "
-        "else the network breaks them off",
+        "start, a copied kit, NVFlare's own preflight-check): the server keeps the name for the one that it hears, and "
+        "closes the other's connections; else the network breaks them off",
         "make sure that one process alone runs with this kit, on this and any other machine, then restart it; if "
         "nobody here started a second one, tell the operator: the kit may be stolen",
         least=4,
@@ -232,7 +232,7 @@ REFUSALS = (
     ),
     _refusal(
         "late",
-        r"not ready at its time|still loading",
+        r"not ready at its time|not trained within its deadline|still loading",
         "a round was not trained within the plan's time (privacy.answer_after_s): the charge is spent, nothing left",
         "free the machine, give limits.cores more; let the lead plan a longer time",
     ),

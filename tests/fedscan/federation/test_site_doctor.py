@@ -176,6 +176,7 @@ def test_old_lines_are_left_out_and_jobs_logs_are_read(kit: Path) -> None:
         ("this site cannot read or write: No space left on device", "disk"),
         ("policy cannot be read: No such file or directory (/x/policy.json)", "files"),
         ("the answer is not ready at its time: let the plan's privacy.answer_after_s be longer", "late"),
+        ("round 0 was not trained within its deadline: the plan's privacy.answer_after_s is too short", "late"),
         ("task: it belongs to another plan than the one deployed here", "task"),
         ("admin/admin: taken out: body/__fobs_data__/data/body", "question"),
         ("admin/admin: it is on no list", "otherwise"),
