@@ -55,6 +55,8 @@ WAYS = (
     "parentchannel",
     "cellnet",
     "bulk",
+    "twice",
+    "classname",
     "file",
     "siteconfig",
 )

@@ -281,6 +281,13 @@ def test_every_field_of_every_message_is_accounted_for(heard: tuple[Heard, Path,
     assert strange == []
 
 
+def test_nothing_of_an_honest_sites_messages_is_taken_out(heard: tuple[Heard, Path, Path]) -> None:
+    """What NVFlare and we send is what the gate's tables know, to the byte: else its notes would hide an attack's."""
+    notes = [json.loads(line) for path in heard[2].parent.rglob("refusals.jsonl") for line in path.open()]
+    assert notes, "hosp-b's second round is refused"
+    assert [note["reasons"] for note in notes if note["phase"] in ("gate", "door")] == []
+
+
 def test_what_is_no_identity_time_or_hash_is_the_same_for_both_sites(heard: tuple[Heard, Path, Path]) -> None:
     """Sizes, counts, flags, codes: they follow from the plan and the protocol, not from who is at a site. hosp-b was
     asked twice and answered once, so rounds, and sizes of all messages of a kind together, differ."""

@@ -6,11 +6,13 @@ number of its own, so that a test knows which way was open.
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import torch
 from nvflare.apis.analytix import AnalyticsDataType
 from nvflare.apis.dxo import DXO, DataKind
@@ -24,6 +26,8 @@ from nvflare.app_common.widgets.streaming import create_analytic_dxo, send_analy
 from nvflare.fuel.f3.cellnet.defs import MessageHeaderKey
 from nvflare.fuel.f3.cellnet.utils import new_cell_message
 from nvflare.fuel.f3.message import Message
+from nvflare.fuel.f3.sfm.constants import Types
+from nvflare.fuel.f3.sfm.prefix import Prefix
 
 
 def number(way: str) -> str:
@@ -101,7 +105,17 @@ class Attacker(FLComponent):
                 result["DXO"]["data"][f"{when}.tensor"] = _as_tensor(number(f"{when}tensor").encode(), 32)
 
     def _messages(self) -> list[Callable[[FLContext], object]]:
-        return [self._fed_event, self._analytics, self._aux, self._other_site, self._cell, self._bulk, self._file]
+        other = [self._twice, self._class_name]
+        return [
+            self._fed_event,
+            self._analytics,
+            self._aux,
+            self._other_site,
+            self._cell,
+            self._bulk,
+            self._file,
+            *other,
+        ]
 
     def _fed_event(self, fl_ctx: FLContext) -> None:
         self.fire_fed_event("patient", Shareable({"note": number("fedevent")}), fl_ctx)
@@ -128,6 +142,34 @@ class Attacker(FLComponent):
     def _bulk(self, fl_ctx: FLContext) -> None:
         message = new_cell_message({}, {"note": number("bulk")})
         fl_ctx.get_engine().get_cell().core_cell.queue_message("patients", "x", "server", message)
+
+    def _twice(self, fl_ctx: FLContext) -> None:
+        """Who reads the fields of this message sees the last of two of one name."""
+        body = msgpack.packb({"__fobs_type__": "nvflare.apis.shareable.Shareable"})
+        first = msgpack.packb("__fobs_type__") + msgpack.packb(number("twice"))
+        self._frame(fl_ctx, bytes([body[0] + 1]) + first + body[1:])
+
+    def _class_name(self, fl_ctx: FLContext) -> None:
+        """A name on the way to one that says what a message always says."""
+        self._frame(fl_ctx, msgpack.packb({number("classname"): {"__fobs_type__": "torch.Tensor"}}))
+
+    def _frame(self, fl_ctx: FLContext, body: bytes) -> None:
+        """A frame of the connection itself, of a kind that a job process always sends."""
+        core = fl_ctx.get_engine().get_cell().core_cell
+        me, job = core.my_info.fqcn, fl_ctx.get_job_id()
+        payload = struct.pack(">BBQ", 100, 0, len(body)) + body
+        headers = {
+            "cn__channel": "aux_communication",
+            "cn__topic": "__job_heartbeat__",
+            "cn__msg_type": "req",
+            "cn__from": me,
+            "cn__origin": me,
+            "cn__to": "server",
+            "cn__destination": f"server.{job}",
+            "cn__payload_len": len(payload),
+        }
+        (connection,) = core.communicator.conn_manager.sfm_endpoints["server"].connections
+        connection.send_frame(Prefix(0, 0, Types.DATA, 0, 0, 1, 1, 0), headers, payload)
 
     def _file(self, fl_ctx: FLContext) -> None:
         path = Path(fl_ctx.get_engine().get_workspace().get_run_dir(fl_ctx.get_job_id())) / "note.txt"
