@@ -39,7 +39,8 @@ _NOT_YET = (NoConnection, InternalError, AuthenticationError, FLCommunicationErr
 ADMIN_JSON = Path("startup") / "fed_admin.json"
 _CERTIFICATE = Path("startup") / "client.crt"
 _UNHEARD = logging.NullHandler()
-"""Without a handler Python prints NVFlare's warnings of each try to stderr: what counts of them is raised."""
+"""NVFlare warns of each try that finds no server, which is printed where a logger has no handler, or where a library
+has given the root one (Opacus does). What counts of it is raised."""
 
 
 class AdminError(RuntimeError):
@@ -115,7 +116,9 @@ def session(
 
 
 def _open(admin_kit: Path, user: str, check: Callable[[], None], timeout_s: float) -> Session:
-    logging.getLogger("nvflare").addHandler(_UNHEARD)
+    warns = logging.getLogger("nvflare")
+    warns.addHandler(_UNHEARD)
+    warns.propagate = False
     deadline = time.monotonic() + timeout_s
     while True:
         check()

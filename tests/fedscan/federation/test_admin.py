@@ -43,10 +43,12 @@ def test_a_kit_without_a_readable_certificate_is_told(tmp_path: Path) -> None:
         pass
 
 
-def test_what_nvflare_warns_of_while_it_connects_is_not_printed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("root", ["pass", "logging.basicConfig()"])
+def test_what_nvflare_warns_of_while_it_connects_is_not_printed(root: str, tmp_path: Path) -> None:
     kit = kit_with(tmp_path, timedelta(hours=-1), timedelta(hours=1))
     code = (
         "import contextlib, logging; from pathlib import Path; from fedscan.federation import admin\n"
+        f"{root}\n"
         "with contextlib.suppress(Exception), admin.session(Path(%r), 'x', timeout_s=0): pass\n"
         "logging.getLogger('nvflare.fuel.f3.cellnet.core_cell').error('no connection to server')\n"
     )
