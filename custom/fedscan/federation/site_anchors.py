@@ -49,7 +49,9 @@ def settle(site: Site, ledger_anchor: Path | None, audit_anchor: Path | None) ->
     done = []
     if ledger_anchor is not None and ledger_anchor.resolve() != site.file.anchor.resolve():
         site = _move_ledger(site, ledger_anchor)
-        done.append(f"the ledger's anchor is {ledger_anchor} now")
+        alone = audit_anchor is None and site.file.audit_anchor is None
+        rest = ": a file, so the audit log's stays where it is (a folder that is there takes both)" if alone else ""
+        done.append(f"the ledger's anchor is {ledger_anchor} now{rest}")
     if audit_anchor is not None and audit_anchor != site.file.audit_anchor:
         _may_lie_there(audit_anchor)
         site = _name(site, "audit_anchor", audit_anchor)
