@@ -152,7 +152,7 @@ class ServerRound:
         """
         self._settled = True
         if self._broken is not None:
-            raise RunStoppedError(f"round {self.round_number}: {self._broken}")
+            raise RunStoppedError(f"round {self.round_number + 1}: {self._broken}")
         norms = {site: self._entries[site].update_norm or 0.0 for site in self._good}
         for site, reason in aggregation.too_large(self.plan.aggregation, norms).items():
             del self._good[site]
@@ -192,11 +192,11 @@ class ServerRound:
             with self._updates.reading() as tensor_of:
                 weights = aggregation.combine(self.plan.aggregation, self.state.weights, shares, tensor_of)
         except OSError as error:
-            raise RunStoppedError(f"round {self.round_number}: {error}") from None
+            raise RunStoppedError(f"round {self.round_number + 1}: {error}") from None
         self._updates.clear()
         if w.check_update(weights, weights):
             # Every update was finite; their sum need not be. The last good model must stay what it is.
-            raise RunStoppedError(f"round {self.round_number}: the new global model would not be finite")
+            raise RunStoppedError(f"round {self.round_number + 1}: the new global model would not be finite")
         average = Ema(self.plan.ema.half_life_rounds)
         ema = average.update(self.state.ema, weights, self.state.ema_count)
         state = Checkpoint(self.round_number + 1, weights, ema, self.state.ema_count + 1)

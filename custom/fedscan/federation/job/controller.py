@@ -216,7 +216,7 @@ class DiffusionFedAvg(FedAvg):
                 return
             reason = f"{self._round.accepted} good answers, the plan needs {plan.min_responses}"
             self._append(self._round.record("repeat", reason=reason))
-        raise RunStoppedError(f"round {self.state.rounds_done} failed {plan.tries_per_round} times: {reason}")
+        raise RunStoppedError(f"round {self.state.rounds_done + 1} failed {plan.tries_per_round} times: {reason}")
 
     def _send(self, target: str, data: FLModel, callback: Any) -> None:
         """A task of its own for each site: under differential privacy each gets back its own ledger's head."""
