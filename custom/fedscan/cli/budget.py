@@ -209,7 +209,7 @@ def _print(report: Mapping[str, Any]) -> None:
             "by job (epsilon of each alone; together they come to less than their sum)",
             ("run", "plan", "rounds", "answers", "torn", "steps", "epsilon", "last"),
             [_row(job) for job in report["jobs"]],
-            whole=("run", "plan"),
+            whole=("run", "plan", "last"),
         )
     for incident in report["incidents"]:
         typer.echo(incident)
@@ -232,5 +232,5 @@ def _row(job: Mapping[str, Any]) -> tuple[object, ...]:
         job["torn"],
         job["steps"],
         f"{job['epsilon_alone']:.4g}",
-        job["last"],
+        (job["last"] or "")[:10],
     )
