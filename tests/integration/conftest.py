@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 from ctslices.phantom import chest_slices
 from ctslices.store import write_store
-from fedscan.federation import admin, job_folder, kits, local_run, processes
+from fedscan.federation import admin, job_folder, kits, local_run, processes, records
 from fedscan.federation.places import ServerPlaces, SitePlaces
 from fedscan.privacy.site_file import Site
 from fedscan.privacy.site_init import init, policy_with
@@ -66,6 +67,17 @@ def make_site() -> Callable[..., Path]:
         return init(folder / name, name=name, store=store, policy=policy_with(settings)).site.path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def seconds_to_next_round() -> Callable[[Path, float], float]:
+    """From a kill, in seconds of time.time(), to the end of the round that was in flight, or of its next try."""
+
+    def seconds(run: Path, killed_at: float) -> float:
+        ends = [datetime.fromisoformat(r.time).timestamp() for r in records.effective_rounds(run / "rounds.jsonl")]
+        return min(end for end in ends if end > killed_at) - killed_at
+
+    return seconds
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -83,13 +84,19 @@ def check(job: Path, stores: dict[str, Path], run: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_a_killed_process_costs_no_bit_of_the_model(
-    victim: str, job: Path, stores: dict[str, Path], tmp_path: Path
+    victim: str,
+    job: Path,
+    stores: dict[str, Path],
+    tmp_path: Path,
+    seconds_to_next_round: Callable[[Path, float], float],
 ) -> None:
     run = tmp_path / "RUN"
     command = start(job, stores, run)
     wait_for_round(run, 1, command)
     find(run, VICTIMS[victim]).kill()
+    killed_at = time.time()
     resumes = finish(run, command)
+    print(f"killed {victim}: the next round was done {seconds_to_next_round(run, killed_at):.0f} s later")
     if victim == "trainer child":
         assert resumes == 0, "a dead trainer child must not end the run"
     check(job, stores, run, tmp_path)
