@@ -209,7 +209,7 @@ def _print(report: Mapping[str, Any]) -> None:
             "by job (epsilon of each alone; together they come to less than their sum)",
             ("run", "plan", "rounds", "answers", "torn", "steps", "epsilon", "last"),
             [_row(job) for job in report["jobs"]],
-            whole=("run", "plan", "last"),
+            whole=("run", "plan", "epsilon", "last"),
         )
     for incident in report["incidents"]:
         typer.echo(incident)
