@@ -290,6 +290,14 @@ def test_own_files_are_looked_at(installed: Path) -> None:
     assert any("policy" in text for text in texts)
 
 
+def test_too_few_patients_for_the_policy_come_with_a_cure(installed: Path) -> None:
+    path = Site.open(installed).file.policy
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"min_patients": 1000}))
+    (few,) = [one for one in found(installed) if "policy min_patients is 1000" in one.text]
+    assert (few.name, few.level) == ("own-files", "error")
+    assert few.fix.startswith("prepare more patients' exports")
+
+
 def test_disks_that_are_full(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(installed)
     for free, level in ((4e9, "warning"), (1e8, "error")):
