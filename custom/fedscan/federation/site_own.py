@@ -46,7 +46,7 @@ def _cure(text: str) -> str:
     if "policy min_patients" in text:
         return "prepare more patients' exports into the store; or the data-protection officer lowers it in site.json"
     if "policy allow_image_unit" in text:
-        return "prepare the store from exports that tell patients; or the data-protection officer allows it in site.json"
+        return "prepare the store from exports that tell patients; or the data-protection officer allows images"
     return "as it says; docs/site.md has the reasons"
 
 
