@@ -162,6 +162,8 @@ def test_an_aborted_job_leaves_its_model_and_says_that_it_is_not_good(
     assert judged.nvflare_status == "FINISHED:ABORTED"
     assert model_file.load_model(run / "model.safetensors").provenance["rounds_done"] == judged.rounds_done
     assert any("of 50 rounds are done" in text for text in judged.failings)
+    for refusals in federation.folder.rglob("refusals.jsonl"):  # an end is no reason for an alarm at a site
+        assert "end_run" not in refusals.read_text(), refusals
 
 
 def test_after_a_killed_server_no_site_pays_again_for_an_answer_that_it_holds(

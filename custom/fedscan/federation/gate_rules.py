@@ -87,7 +87,9 @@ def _table(frame: Frame) -> Mapping[str, str]:
     if {"sm__ch", "sm__tp"} & set(frame.headers) and (carrier[0] != "sm__STREAM" or carrier[1] not in tables.CARRIERS):
         raise BlockedError("it is on no list")
     target = str(frame.headers.get("cn__destination"))
-    if target not in {"server", f"server.{frame.job}"}:
+    # A parent tells the server's process of a job that a stream of its found nobody.
+    of_job = tables.UUID if not frame.job and carrier == ("sm__STREAM", "sm__ERROR") else re.escape(frame.job)
+    if not re.fullmatch(rf"server(\.{of_job})?", target):
         raise BlockedError("it does not go to the server")
     return messages[key]
 

@@ -182,6 +182,8 @@ PARENT_MESSAGES: dict[Key, dict[str, str]] = {
         r"body/reason": "None|unsafe component|config error|exception|infrastructure error|aborted",
     },
     ("admin", "admin", "reply"): _REPLY,
+    # The error of a stream that leads to a job process which ended a moment ago:
+    ("aux_communication", "__end_run__", "req"): _EMPTY,
     ("cellnet.channel", "bye", "req"): _EMPTY,
     ("cellnet.channel", "bye", "reply"): _EMPTY,
     ("sm__STREAM", "sm__ACK", "req"): _EMPTY,

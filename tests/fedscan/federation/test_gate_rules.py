@@ -338,6 +338,42 @@ def parent(channel: str, topic: str, payload: bytes, kind: str = "req") -> Frame
     return frame(channel, topic, payload, kind=kind, me=SITE)
 
 
+def stream_error(topic: str = "sm__ERROR", target: str = f"server.{JOB}", **headers: Any) -> Frame:
+    """Of the parent, about a message to a job process that ended a moment ago."""
+    stream = {
+        "sm__ch": "aux_communication",
+        "sm__tp": "__end_run__",
+        "sm__dt": 6,
+        "sm__id": 5,
+        "sm__fd": f"hosp-a.{JOB}",
+    }
+    said = {"sm__em": f"not found: {PATIENT}", "sm__et": "StreamTargetUnreachable"}
+    own = {"me": "hosp-a", "cn__destination": target, "cn__payload_encoding": "none"}
+    return frame("sm__STREAM", topic, **(own | stream | said | headers))
+
+
+def test_a_parent_tells_that_a_job_has_ended_without_its_words() -> None:
+    judged = judge([stream_error()], None)
+    (sent,) = judged.frames
+    assert sent.headers["sm__em"] == "withheld by the site"
+    assert sent.headers["sm__et"] == "StreamTargetUnreachable"
+    assert PATIENT not in repr(sent)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"target": f"hosp-b.{JOB}"}, id="to another site"),
+        pytest.param({"target": "server.patient"}, id="to no job"),
+        pytest.param({"topic": "sm__ACK"}, id="another message to a job"),
+        pytest.param({"sm__tp": PATIENT}, id="about another"),
+    ],
+)
+def test_and_nothing_else_so(other: dict[str, Any]) -> None:
+    with pytest.raises(BlockedError):
+        judge([stream_error(**other)], None)
+
+
 def test_registration_tells_name_certificate_and_signature() -> None:
     message = Shareable()
     message.set_header("__topic__", "register")
