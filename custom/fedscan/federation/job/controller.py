@@ -141,6 +141,7 @@ class DiffusionFedAvg(FedAvg):
     def _run_alone(self) -> None:
         try:
             job_results.begin(self.job)
+            self._stop_if_unfit()
             super().run()
             if self.state.rounds_done >= self.job.plan.rounds:
                 self._end("finished", has_model=True)
@@ -155,6 +156,10 @@ class DiffusionFedAvg(FedAvg):
             job_results.give_room(self.job)
         if self.state.rounds_done >= self.job.plan.rounds:
             self._tell_complete()
+
+    def _stop_if_unfit(self) -> None:
+        if reasons := versions.unfit():
+            raise RunStoppedError(f"the server's software: {'; '.join(reasons)}")
 
     def _stop(self, reason: str) -> None:
         """With the last good model where there is one and room for it; the reason is noted on a full disk, too."""
