@@ -147,14 +147,20 @@ def test_killed_at_any_moment_the_next_run_ends_with_the_same_bytes(
     assert json.loads(output)["slices"] == PATIENTS * SLICES
     moments = random.Random(11)
     killed = 0
-    for attempt in range(5):
+    for attempt in range(10):
         process = _start(export, store, key)
         time.sleep(whole_s * moments.uniform(0.3, 1.0) if attempt else whole_s * 0.6)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             killed += 1
+        else:  # the machine was busier when the whole was timed
+            whole_s *= 0.7
         process.communicate()
-        assert not store.exists() or _content(store) == _content(prepared)
+        if store.exists():
+            assert _content(store) == _content(prepared)
+            shutil.rmtree(store)
+        if killed == 4:
+            break
     assert killed >= 2
     process = _start(export, store, key)
     output, errors = process.communicate()

@@ -146,14 +146,15 @@ def test_a_kit_that_was_not_installed_refuses(live: Live, make_job: Callable[[st
     assert [one.name for one in site_preflight.check(live.kit(AS_SENT)) if one.level == "error"] == ["installed"]
 
 
-def test_a_copied_kit_that_is_started_is_noticed_at_the_site(live: Live) -> None:
-    """Both processes throw each other out; the site's own doctor says so."""
+def test_a_copied_kit_that_is_started_hears_that_its_name_is_taken(live: Live) -> None:
+    """The first start keeps the name, and has nothing to say of it; the doctor of the second one has."""
     kit = live.kit(INSTALLED)
     copy = live.folder / "stolen"
     shutil.copytree(kit, copy, symlinks=True, ignore=shutil.ignore_patterns("*.fl", "log.*", "log_fl*", "*.log"))
     process = processes.start_by_script(copy)
     try:
-        until(lambda: "displaced" in [seen.symptom.name for seen in site_doctor.diagnose(kit).seen], limit_s=240)
+        until(lambda: "displaced" in [seen.symptom.name for seen in site_doctor.diagnose(copy).seen], limit_s=240)
     finally:
         process.kill()
         process.wait(timeout=60)
+    assert "displaced" not in [seen.symptom.name for seen in site_doctor.diagnose(kit).seen]
