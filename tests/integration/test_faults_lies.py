@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import re
 import runpy
 import threading
@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from weak_kit import weaken
 
 from fedscan.federation import job_folder, kits, processes, records, remote_run
 from fedscan.federation.local_run import Progress
@@ -62,19 +63,6 @@ class Lied:
         return {NAMES[r.round]: r for r in done if r.round is not None}
 
 
-def weaken(federation: kits.Federation) -> None:
-    """The liar's kit has neither guard nor gate: they would stop most of this at the site."""
-    local = federation.kit(LIAR) / "local"
-    resources = json.loads((local / "resources.json").read_text())
-    resources["components"] = [c for c in resources["components"] if "fedscan" not in c["path"]]
-    privacy = json.loads((local / "privacy.json").read_text())
-    privacy["components"] = []
-    for scope in privacy["scopes"]:
-        scope["task_result_filters"] = []
-    (local / "resources.json").write_text(json.dumps(resources))
-    (local / "privacy.json").write_text(json.dumps(privacy))
-
-
 def watch_memory(folder: Path, into: dict[str, list[tuple[int, float]]], ended: threading.Event) -> None:
     while not ended.wait(0.5):
         for process in processes.belonging_to(folder):
@@ -112,7 +100,7 @@ def lied(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(LYING_SITE))
         patch.setenv("FEDSCAN_TEST_LIAR", LIAR)
-        with lab(folder / "lab", stores, change=weaken) as running:
+        with lab(folder / "lab", stores, change=functools.partial(weaken, site=LIAR)) as running:
             watcher = threading.Thread(target=watch_memory, args=(folder, made.server_mib, ended))
             watcher.start()
             try:

@@ -5,7 +5,7 @@ Two runs of one plan in one federation; what the site does stands in `replaying_
 
 from __future__ import annotations
 
-import json
+import functools
 import runpy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 from watched import WatchedServer
+from weak_kit import weaken
 
-from fedscan.federation import job_folder, kits, records, turned_away
+from fedscan.federation import job_folder, records, turned_away
 from fedscan.federation.audit_log import Event
 from fedscan.federation.verdict import Verdict
 from fedscan.federation.verdict import read as read_verdict
@@ -33,19 +34,6 @@ TURNED_AWAY = {
     "of_a_task_that_never_was": turned_away.NO_TASK,
 }
 OTHER_ROUND, OTHER_RUN = (f"stale answer: it belongs to another {what}" for what in ("round", "run"))
-
-
-def weaken(federation: kits.Federation) -> None:
-    """The replayer's kit has neither guard nor gate."""
-    local = federation.kit(REPLAYER) / "local"
-    resources = json.loads((local / "resources.json").read_text())
-    resources["components"] = [c for c in resources["components"] if "fedscan" not in c["path"]]
-    privacy = json.loads((local / "privacy.json").read_text())
-    privacy["components"] = []
-    for scope in privacy["scopes"]:
-        scope["task_result_filters"] = []
-    (local / "resources.json").write_text(json.dumps(resources))
-    (local / "privacy.json").write_text(json.dumps(privacy))
 
 
 @dataclass(frozen=True)
@@ -78,7 +66,7 @@ def ran(
         patch.setenv("FEDSCAN_TEST_REPLAYS", str(folder / "shared"))
         patch.setenv("FEDSCAN_TEST_REPLAYER", REPLAYER)
         patch.setenv("FEDSCAN_TEST_VICTIM", VICTIM)
-        with lab(folder / "lab", stores, change=weaken) as running:
+        with lab(folder / "lab", stores, change=functools.partial(weaken, site=REPLAYER)) as running:
             for job in jobs:
                 server = WatchedServer(running)
                 running.run(job)

@@ -6,7 +6,6 @@ record, and of the server's chained log.
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 from collections.abc import Callable
@@ -65,7 +64,7 @@ class TurnedAway:
 
 def listen(tell: Tell) -> None:
     """From now on in this job process of a server: `tell` gets the site, as its login says, and the reason."""
-    ServerRunner.process_submission = functools.partialmethod(_processed)
+    ServerRunner.process_submission = _processed
     for kind in (ServerRunner, WFCommServer):
         logger = get_obj_logger(kind)
         logger.addHandler(_Listener(tell))

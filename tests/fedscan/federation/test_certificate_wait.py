@@ -46,5 +46,8 @@ def test_it_is_waited_for(kit: Path, monkeypatch: pytest.MonkeyPatch, caplog: py
 
 
 def test_without_a_kit_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[object] = []
     monkeypatch.delenv(kit_files.KIT_VARIABLE, raising=False)
+    monkeypatch.setattr(certificate_wait, "why_not", looked_at.append)
     certificate_wait.wait_until_it_holds()
+    assert looked_at == []

@@ -6,15 +6,16 @@ answer is trained, paid for and kept.
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "changing"))
+from change_on_import import on_import
 
 CAUSES = os.environ.get("FEDSCAN_TEST_CAUSES", "")
 
@@ -70,21 +71,5 @@ CHANGED: dict[str, Callable[[ModuleType], None]] = {
 }
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
-        if name not in CHANGED:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                CHANGED[name](module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
 if CAUSES:
-    sys.meta_path.insert(0, _Finder())
+    on_import(CHANGED)

@@ -6,13 +6,15 @@ The lie comes after training and keeping, in the place of the answer; a site tha
 from __future__ import annotations
 
 import gc
-import importlib.abc
-import importlib.machinery
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "changing"))
+from change_on_import import on_import
 
 LIAR = os.environ.get("FEDSCAN_TEST_LIAR", "")
 _next = {"payloads": 0, "tensors": 0}
@@ -181,26 +183,10 @@ CHANGED: dict[str, Callable[[ModuleType], None]] = {
 }
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
-        if name not in CHANGED:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                CHANGED[name](module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
 def _is_liar() -> bool:
     is_job = any(part.endswith("worker_process") for part in sys.orig_argv)
     return bool(LIAR) and is_job and any(part.endswith((f"/{LIAR}", f"uid={LIAR}")) for part in sys.orig_argv)
 
 
 if _is_liar():
-    sys.meta_path.insert(0, _Finder())
+    on_import(CHANGED)

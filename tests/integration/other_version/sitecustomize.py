@@ -5,15 +5,16 @@ Keys: `nvflare`, `fedscan` (versions that are at work), `protocol`, and `install
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
 import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "changing"))
+from change_on_import import on_import
 
 OTHER: dict[str, Any] = json.loads(os.environ.get("FEDSCAN_TEST_SOFTWARE", "{}"))
 
@@ -25,30 +26,7 @@ def _change(module: ModuleType) -> None:
         module.PROTOCOL = OTHER["protocol"]  # type: ignore[attr-defined]
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
-        if name not in ("nvflare", "fedscan", "fedscan.federation.versions"):
-            return None
-        spec = next(
-            (
-                found
-                for finder in sys.meta_path
-                if finder is not self and (found := finder.find_spec(name, path, target)) is not None
-            ),
-            None,
-        )
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                _change(module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
 if OTHER:
     _told = importlib.metadata.version
     importlib.metadata.version = lambda name: OTHER.get("installed", {}).get(name) or _told(name)
-    sys.meta_path.insert(0, _Finder())
+    on_import(dict.fromkeys(("nvflare", "fedscan", "fedscan.federation.versions"), _change))

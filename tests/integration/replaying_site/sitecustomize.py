@@ -7,16 +7,17 @@ job's answer. It has neither guard nor gate. The site FEDSCAN_TEST_VICTIM says w
 from __future__ import annotations
 
 import copy
-import importlib.abc
-import importlib.machinery
 import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "changing"))
+from change_on_import import on_import
 
 SHARED = Path(os.environ.get("FEDSCAN_TEST_REPLAYS", "."))
 REPLAYER, VICTIM = os.environ.get("FEDSCAN_TEST_REPLAYER", ""), os.environ.get("FEDSCAN_TEST_VICTIM", "")
@@ -137,21 +138,5 @@ def _communicator(module: ModuleType) -> None:
     module.gen_new_peer_ctx = gen_new_peer_ctx  # type: ignore[attr-defined]
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
-        if name != "nvflare.private.fed.client.communicator":
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                _communicator(module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
 if REPLAYER and any(part.endswith("worker_process") for part in sys.orig_argv):
-    sys.meta_path.insert(0, _Finder())
+    on_import({"nvflare.private.fed.client.communicator": _communicator})

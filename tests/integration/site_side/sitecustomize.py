@@ -5,14 +5,16 @@ A line is appended before the step's patients are drawn: not all that is noted w
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "changing"))
+from change_on_import import on_import
 
 LOG = "FEDSCAN_TEST_STEPS"
 _order: dict[str, Any] = {}
@@ -66,21 +68,5 @@ WATCHED: dict[str, Callable[[ModuleType], None]] = {
 }
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
-        if name not in WATCHED:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                WATCHED[name](module)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
 if LOG in os.environ:
-    sys.meta_path.insert(0, _Finder())
+    on_import(WATCHED)
