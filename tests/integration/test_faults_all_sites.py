@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 SITES = ("hosp-a", "hosp-b", "hosp-c")
 ROUNDS, STEPS, TRIES = 3, 2, 2
 FAILS_IN = 1
-STOPPED = f"round {FAILS_IN} failed {TRIES} times: 0 good answers, the plan needs 3"
+STOPPED = f"round {FAILS_IN + 1} failed {TRIES} times: 0 good answers, the plan needs 3"
 
 
 class Failing:
