@@ -70,6 +70,8 @@ export NVFLARE_SECURE_LOGGING=true
 export PYTHONSAFEPATH=1
 # Bytes of tensors that are asked for at once: each asking takes a way there and back.
 export NVFLARE_TENSOR_DOWNLOAD_CHUNK_SIZE=8388608
+# A message beside its tensors is small. NVFlare's own bound is 4 GiB, laid out in memory before a byte has come.
+export NVFLARE_STREAMING_MAX_BLOB_SIZE=67108864
 """
 _REPLACED = {
     "export PYTHONPATH=/local/custom:$PYTHONPATH\n": "unset PYTHONPATH\n",

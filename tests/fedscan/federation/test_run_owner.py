@@ -47,7 +47,7 @@ def start(monkeypatch: pytest.MonkeyPatch, job: ServerJob, submitter: str | None
     monkeypatch.setattr(FedAvg, "start_controller", lambda self, fl_ctx: None)
     monkeypatch.setattr(ServerJob, "from_context", lambda fl_ctx: job)
     monkeypatch.setattr(controller, "ServerRevocations", lambda **_: SimpleNamespace(submitter=submitter))
-    monkeypatch.setattr(controller.unreadable_answers, "outlive", lambda tell: None)
+    monkeypatch.setattr(controller.unreadable_answers, "outlive", lambda tell, model_bytes: None)
     monkeypatch.setattr(controller.turned_away, "listen", lambda tell: None)
     started = DiffusionFedAvg()
     context: Any = SimpleNamespace(get_engine=lambda: engine, get_job_id=lambda: "job")

@@ -79,10 +79,34 @@ def no_shareable(reply: Any) -> Any:
     return os.urandom(2**20)
 
 
+def unknown(reply: Any) -> Any:
+    import torch
+
+    reply["DXO"]["data"]["more"] = torch.zeros(10)
+    return reply
+
+
 def large(reply: Any) -> Any:
     import torch
 
     reply["DXO"]["data"]["more"] = torch.zeros(2**26)  # 256 MiB
+    return reply
+
+
+def many(reply: Any) -> Any:
+    import torch
+
+    reply["DXO"]["data"] |= {f"more-{number}": torch.zeros(2**22) for number in range(16)}  # 16 MiB each
+    return reply
+
+
+def large_message(reply: Any) -> Any:
+    """Beside the tensors, which are fetched: in the message itself, past the bound of this site's own kit, too."""
+    from nvflare.fuel.f3.streaming import blob_streamer
+
+    for handler in [h for h in gc.get_objects() if isinstance(h, blob_streamer.BlobHandler)]:
+        handler.max_blob_size = 0
+    reply["DXO"]["data"] = os.urandom(2**28)
     return reply
 
 
@@ -126,7 +150,10 @@ LIES: tuple[Callable[[Any], Any], ...] = (
     bytes_in_tensors,
     no_update,
     no_shareable,
+    unknown,
     large,
+    many,
+    large_message,
     truncated,
     payload,
     payload_once,

@@ -116,7 +116,7 @@ class DiffusionFedAvg(FedAvg):
         if self.job.plan.privacy is not None:
             self._heads = SiteHeads(self.job.heads_file, self.job.heads_of_runs)
         engine.register_app_command(round_feed.TOPIC, self._tell)
-        unreadable_answers.outlive(self._cannot_read)
+        unreadable_answers.outlive(self._cannot_read, self._model_bytes)
         turned_away.listen(self._turned_away.add)
         self._audit = AuditLog(Path(workspace.get_root_dir()))
 
@@ -125,6 +125,10 @@ class DiffusionFedAvg(FedAvg):
         for client in self.engine.get_clients():
             if client.token == token and self._round is not None and client.name in self._round.asked:
                 self._round.refuse(client.name, unreadable_answers.REASON)
+
+    def _model_bytes(self) -> int:
+        """0 until there is a model: nobody has been asked."""
+        return 0 if self._state is None else sum(tensor.nbytes for tensor in self._state.weights.values())
 
     def _tell(self, topic: str, data: object, fl_ctx: FLContext) -> dict[str, Any]:
         """To the submitter who watches."""
