@@ -18,6 +18,8 @@ PART_LIMIT_S = 3600
 SLOW = ("-m", "slow", "-s", "-v")
 RUNS = ("local_run", "private_run", "template_dp", "wire", "faults")
 GATE = ("inside_attacks", "bytes_counted", "dishonest_server")
+FAULTS = ("network", "disk", "all_sites", "orphans")
+ODD_SITES = ("lies", "clocks", "certificates")
 ATTACKS = ("altered_jobs", "leading_out", "replayed_answers")
 PARTS: dict[str, list[str]] = {
     "quick": ["-m", "not slow", "-n", "2", "--dist", "loadscope", "tests"],
@@ -38,7 +40,10 @@ PARTS: dict[str, list[str]] = {
     "provisioned": [*SLOW, "tests/integration/test_provisioned.py", "tests/integration/test_handshakes.py"],
     "remote": [*SLOW, "tests/integration/test_remote_run.py", "tests/integration/test_remote_tools.py"],
     "kills": [*SLOW, "tests/integration/test_kills.py", "tests/integration/test_private_federation_kills.py"],
-    "faults": [*SLOW, *(f"tests/integration/test_faults_{name}.py" for name in ("network", "disk", "all_sites"))],
+    "faults": [
+        *SLOW,
+        *(f"tests/integration/test_faults_{name}.py" for name in ("network", "disk", "all_sites", "orphans")),
+    ],
     "odd-sites": [*SLOW, *(f"tests/integration/test_faults_{name}.py" for name in ("lies", "clocks", "certificates"))],
     "private-kills": [*SLOW, "tests/integration/test_private_kills.py"],
 }

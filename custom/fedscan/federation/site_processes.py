@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 
 _APP = "nvflare.private.fed.app"
-_SITE = (f"{_APP}.client.client_train", f"{_APP}.client.worker_process")
+SITE_PARENT, SITE_JOB = f"{_APP}.client.client_train", f"{_APP}.client.worker_process"
+"""The modules that a site's processes run, as they stand in their command lines."""
 _SERVER = (f"{_APP}.server.server_train", f"{_APP}.server.runner_process")
 
 
@@ -27,7 +28,7 @@ class Running:
 
 def of_kit(kit: Path) -> Running:
     """NVFlare's client processes whose workspace (`-m`) is this kit, links followed."""
-    return _of(kit, *_SITE)
+    return _of(kit, SITE_PARENT, SITE_JOB)
 
 
 def of_server(kit: Path) -> Running:

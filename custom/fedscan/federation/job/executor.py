@@ -15,7 +15,7 @@ from nvflare.apis.signal import Signal
 from nvflare.app_opt.pt.decomposers import TensorDecomposer
 from nvflare.fuel.utils import fobs
 
-from fedscan.federation import messages, site_job
+from fedscan.federation import messages, orphans, site_job
 from fedscan.federation.message_count import count_messages
 from fedscan.federation.places import CLIENT_CONFIG, PlacesError
 from fedscan.federation.site_job import SiteJob
@@ -34,6 +34,7 @@ class DiffusionExecutor(Executor):
     def __init__(self) -> None:
         super().__init__()
         fobs.register(TensorDecomposer)
+        orphans.end_with_parent()
         self._job: SiteJob | None = None
         self._config: Path | None = None
         self._unfit = False
