@@ -67,6 +67,16 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def _kill(pid: int, victim: str) -> bool:
+    """Whether the site itself goes on. Raises where the process is gone."""
+    children = psutil.Process(pid).children()
+    if victim == "trainer" and children:
+        children[0].kill()
+        return True
+    (os.kill if victim == "site" else os.killpg)(pid, signal.SIGKILL)
+    return False
+
+
 class Hospital:
     """A site that is killed and started again."""
 
@@ -126,13 +136,13 @@ class Hospital:
             if not is_alive(pid):
                 return number
             victim = self.rng.choice(("group", "site", "trainer", "site"))
-            children = psutil.Process(pid).children()
+            try:
+                goes_on = _kill(pid, victim)
+            except (ProcessLookupError, psutil.NoSuchProcess):  # it ended since it was looked at
+                return number
             self.kills[f"{victim}, {moment.__name__.strip('_').replace('_', ' ')}"] += 1
-            if victim == "trainer" and children:
-                children[0].kill()
-                continue
-            (os.kill if victim == "site" else os.killpg)(pid, signal.SIGKILL)
-            return number + 1
+            if not goes_on:
+                return number + 1
         return kills
 
     def _after_a_while(self, pid: int, job: Job) -> None:
