@@ -17,6 +17,8 @@ from fedscan.federation.site_findings import Check, error, warning
 from fedscan.federation.site_kit import Kit
 from fedscan.privacy.site_file import Site
 
+START_ERROR_S = 2.0
+"""Of a process's start time: Linux counts it from the boot, whose own time it tells in whole seconds."""
 NAMES = ("software", "disk", "process")
 ERROR_FREE_GB = 0.5
 WARN_FREE_GB = 5.0
@@ -83,7 +85,7 @@ def _process(kit: Kit, parent: psutil.Process) -> Iterator[Check]:
     if ports := site_processes.listening_beyond_loopback(parent):
         text = f"the running site listens beyond loopback, at {', '.join(map(str, sorted(ports)))}"
         yield error("process", text, f"see the finding on the listener; then {_RESTART}")
-    changed = [name for name in _READ_AT_START if _changed_s(kit.local / name) > started]
+    changed = [name for name in _READ_AT_START if _changed_s(kit.local / name) > started + START_ERROR_S]
     if changed:
         since = datetime.fromtimestamp(started, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         yield warning("process", f"changed since the site was started ({since}): {', '.join(changed)}", _RESTART)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fedscan.federation import kit_files, site_preflight, site_symptoms, versions
+from fedscan.federation import kit_files, site_preflight, site_processes, site_symptoms, versions
 from fedscan.federation.site_findings import Check
 from fedscan.federation.site_kit import KitError
 from fedscan.privacy.event import Event
@@ -353,6 +353,15 @@ def _free_port() -> int:
 
 def test_a_running_site_as_it_should_be(installed: Path, site_process: Any) -> None:
     site_process(_free_port())
+    assert beyond(installed) == set()
+
+
+def test_a_site_that_was_started_right_after_its_installation(installed: Path, site_process: Any) -> None:
+    """A process's start is known to a second only."""
+    site_process(_free_port())
+    (parent,) = site_processes.of_kit(installed).parents
+    path = installed / "local/authorization.json"
+    os.utime(path, (path.stat().st_atime, parent.create_time() + 0.99))
     assert beyond(installed) == set()
 
 
