@@ -72,6 +72,8 @@ export PYTHONSAFEPATH=1
 export NVFLARE_TENSOR_DOWNLOAD_CHUNK_SIZE=8388608
 # A message beside its tensors is small. NVFlare's own bound is 4 GiB, laid out in memory before a byte has come.
 export NVFLARE_STREAMING_MAX_BLOB_SIZE=67108864
+# Where a line breaks while tensors are fetched nobody hears of it: so long until the part is asked for again.
+export NVFLARE_TENSOR_STREAMING_PER_REQUEST_TIMEOUT=60
 """
 _REPLACED = {
     "export PYTHONPATH=/local/custom:$PYTHONPATH\n": "unset PYTHONPATH\n",

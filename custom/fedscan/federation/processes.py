@@ -34,6 +34,7 @@ def environment(kit: Path) -> dict[str, str]:
         "PYTHONSAFEPATH": "1",
         "NVFLARE_TENSOR_DOWNLOAD_CHUNK_SIZE": "8388608",
         "NVFLARE_STREAMING_MAX_BLOB_SIZE": "67108864",
+        "NVFLARE_TENSOR_STREAMING_PER_REQUEST_TIMEOUT": "60",
         "MALLOC_ARENA_MAX": "4",
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
